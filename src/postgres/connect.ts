@@ -1,0 +1,414 @@
+import {once} from 'node:events'
+import {setTimeout as sleep} from 'node:timers/promises'
+import pg from 'pg'
+import {from as copyFromStream, to as copyToStream} from 'pg-copy-streams'
+import {PatientSocket} from '../net/dial.ts'
+import type {Endpoint} from '../net/endpoint.ts'
+import {
+  render,
+  sqlOf,
+  types,
+  type BeginOptions,
+  type Connection,
+  type Fragment,
+  type Pool,
+  type Tx,
+} from './sql.ts'
+import {ConnectionLostError, ServerTooOldError, translate, type During} from './sqlstate.ts'
+
+/** How a pool behaves. */
+export type ConnectOptions = {
+  /** The most connections at once; more callers wait for a free one. */
+  readonly max?: number
+  /** Shown in pg_stat_activity. */
+  readonly applicationName: string
+  /** A statement (a COPY: its next step) not answered within this time loses its connection. Unset: no limit. */
+  readonly answerWithinMs?: number
+}
+
+const CONNECT_WITHIN_MS = 10_000
+const CLOSE_WITHIN_MS = 3_000
+
+/** Makes a pool. Nothing is sent before its first use. No password, setting or statement name outlives a connection. */
+export function connect(endpoint: Endpoint, options: ConnectOptions): Pool {
+  const {applicationName} = options
+  const clients = new Set<pg.Client>()
+
+  class Client extends pg.Client {
+    constructor() {
+      super({
+        host: endpoint.host,
+        port: endpoint.port,
+        user: endpoint.user,
+        // A function, so that neither PGPASSWORD nor ~/.pgpass is asked when there is none.
+        password: () => endpoint.password ?? '',
+        database: endpoint.database,
+        ssl: endpoint.ssl,
+        sslnegotiation: 'postgres',
+        stream: () => new PatientSocket(),
+        // Not the pool's option of that name: that one also limits how long a caller waits for a busy pool.
+        connectionTimeoutMillis: CONNECT_WITHIN_MS,
+        keepAlive: true,
+        keepAliveInitialDelayMillis: 10_000,
+        types,
+      })
+      clients.add(this)
+      this.once('end', () => clients.delete(this))
+      // A lost connection fails its statement; without a listener the event would end the process.
+      this.on('error', () => undefined)
+    }
+
+    // The driver would add PGOPTIONS and time limits, which poolers drop or refuse.
+    getStartupConf(): Record<string, string> {
+      return {user: endpoint.user, database: endpoint.database, application_name: applicationName}
+    }
+  }
+
+  const pool = new pg.Pool({max: options.max ?? 10, Client, idleTimeoutMillis: 30_000})
+  pool.on('error', () => undefined)
+
+  const checkOut = async (): Promise<Session> => {
+    let client: pg.PoolClient
+    try {
+      client = await pool.connect()
+    } catch (error) {
+      throw translate(error, 'connect', endpoint.display)
+    }
+    return new Session(client, endpoint.display, options.answerWithinMs)
+  }
+
+  const begin: Pool['begin'] = async (work, beginOptions) => {
+    const session = await checkOut()
+    try {
+      return await transaction(session, work, beginOptions)
+    } finally {
+      session.release()
+    }
+  }
+
+  const sql = sqlOf(async statement => {
+    const session = await checkOut()
+    try {
+      return await session.run(statement, 'commit')
+    } finally {
+      session.release()
+    }
+  })
+
+  const reserve = async (): Promise<Connection> => dedicated(await checkOut())
+
+  let ending: Promise<void> | undefined
+  const end = () =>
+    (ending ??= (async () => {
+      const closed = pool.end()
+      await Promise.race([closed, sleep(CLOSE_WITHIN_MS, undefined, {ref: false})])
+      for (const client of clients) client.connection.stream.destroy()
+      // Whoever still holds a connection has just lost it and will give it back.
+    })())
+
+  return Object.assign(sql, {begin, reserve, end, [Symbol.asyncDispose]: end})
+}
+
+/**
+ * @returns the server's version, such as 170010.
+ * @throws {ServerTooOldError} before PostgreSQL 15.
+ */
+export async function requireServerVersion(sql: Pool | Tx): Promise<number> {
+  const [row] = await sql<{number: number; name: string}>`
+    select current_setting('server_version_num')::int as number, current_setting('server_version') as name`
+  if (!row) throw new Error('the server did not say its version')
+  if (row.number < 150_000) throw new ServerTooOldError(row.name)
+  return row.number
+}
+
+/** One checked-out connection: takes one statement at a time and knows whether it may be used again. */
+class Session {
+  readonly #client: pg.PoolClient
+  readonly #address: string
+  readonly #answerWithinMs: number | undefined
+  #tail: Promise<unknown> = Promise.resolve()
+  #broken = false
+
+  constructor(client: pg.PoolClient, address: string, answerWithinMs: number | undefined) {
+    this.#client = client
+    this.#address = address
+    this.#answerWithinMs = answerWithinMs
+  }
+
+  get client(): pg.PoolClient {
+    return this.#client
+  }
+
+  async run(statement: Fragment, during: During = 'transaction'): Promise<object[]> {
+    const {text, values} = render(statement)
+    const result = await this.exclusively(() => this.answered(this.#client.query(text, values)), during)
+    // Several statements in one message give several results, which the driver's types leave out.
+    const last = [result as pg.QueryResult<object> | pg.QueryResult<object>[]].flat().at(-1)
+    return last?.rows ?? []
+  }
+
+  /** Sends text of our own as one message. @returns the command tag of its last statement. */
+  async command(text: string, during: During): Promise<string> {
+    const result = await this.exclusively(() => this.answered(this.#client.query(text)), during)
+    return [result as pg.QueryResult | pg.QueryResult[]].flat().at(-1)?.command ?? ''
+  }
+
+  /** One after the other, in the order of the calls: siblings that share a transaction do not mix their messages. */
+  async exclusively<T>(work: () => Promise<T>, during: During): Promise<T> {
+    const turn = this.#tail.then(work)
+    this.#tail = turn.catch(() => undefined)
+    try {
+      return await turn
+    } catch (error) {
+      const translated = translate(error, during, this.#address)
+      if (translated instanceof ConnectionLostError) this.#broken = true
+      throw translated
+    }
+  }
+
+  /** Waits for an answer, but no longer than the pool's limit: a dead network otherwise says nothing for minutes. */
+  async answered<T>(answer: Promise<T>): Promise<T> {
+    if (this.#answerWithinMs === undefined) return answer
+    const ms = this.#answerWithinMs
+    const timer = setTimeout(() => {
+      this.cut(new Error(`Connection terminated: no answer within ${ms} ms`))
+    }, ms)
+    try {
+      return await answer
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+
+  /** Gives the connection up at once; statements under way fail. */
+  cut(reason: Error): void {
+    this.#broken = true
+    this.#client.connection.stream.destroy(reason)
+  }
+
+  release(): void {
+    // A connection still within a transaction must not reach the next caller.
+    const isClean = !this.#broken && this.#client.getTransactionStatus() === 'I'
+    this.#client.release(!isClean)
+  }
+
+  async close(): Promise<void> {
+    this.#broken = true
+    const ended = once(this.#client, 'end')
+    this.#client.release(true)
+    await Promise.race([ended, sleep(CLOSE_WITHIN_MS, undefined, {ref: false})])
+    this.#client.connection.stream.destroy()
+  }
+}
+
+async function transaction<T>(
+  session: Session,
+  work: (tx: Tx) => Promise<T>,
+  options: BeginOptions = {},
+): Promise<T> {
+  const scope = {isOver: false}
+  await session.command(beginText(options), 'transaction')
+  let result: T
+  try {
+    result = await work(txOf(session, scope))
+  } catch (error) {
+    scope.isOver = true
+    // A failed rollback leaves a connection that is not clean; `release` sees that and drops it.
+    await session.command('rollback', 'transaction').catch(() => undefined)
+    throw error
+  }
+  scope.isOver = true
+  const tag = await session.command('commit', 'commit')
+  // What Postgres answers when an error in the transaction was caught and forgotten.
+  if (tag === 'ROLLBACK') throw new Error('the transaction was rolled back: a statement in it had failed')
+  return result
+}
+
+function beginText({isolation, readOnly, setLocal = {}}: BeginOptions): string {
+  let text = 'begin'
+  if (isolation) text += ` isolation level ${isolation}`
+  if (readOnly) text += ' read only'
+  const settings = Object.entries(setLocal).map(
+    ([name, value]) => `set_config(${pg.escapeLiteral(name)}, ${pg.escapeLiteral(value)}, true)`,
+  )
+  return settings.length === 0 ? text : `${text}; select ${settings.join(', ')}`
+}
+
+function txOf(session: Session, scope: {isOver: boolean}): Tx {
+  let savepoints = 0
+  const alive = () => {
+    if (scope.isOver) throw new Error('the transaction has ended; this statement came after it')
+  }
+  const sql = sqlOf(async statement => {
+    alive()
+    return session.run(statement)
+  })
+  return Object.assign(sql, {
+    async copyFrom(statement: Fragment, source: AsyncIterable<Uint8Array>, signal?: AbortSignal) {
+      alive()
+      return session.exclusively(() => copyFrom(session, statement, source, signal), 'transaction')
+    },
+    copyTo(statement: Fragment, signal?: AbortSignal) {
+      alive()
+      return copyTo(session, statement, signal)
+    },
+    async savepoint<T>(work: () => Promise<T>): Promise<T> {
+      alive()
+      const name = `owsync_${++savepoints}`
+      await session.command(`savepoint ${name}`, 'transaction')
+      let result: T
+      try {
+        result = await work()
+      } catch (error) {
+        await session.command(`rollback to ${name}; release ${name}`, 'transaction')
+        throw error
+      }
+      await session.command(`release ${name}`, 'transaction')
+      return result
+    },
+  })
+}
+
+function dedicated(session: Session): Connection {
+  const {client} = session
+  const scope = {isOver: false}
+  const lost = new AbortController()
+  const give = (reason: unknown) => {
+    lost.abort(translate(reason, 'transaction', ''))
+  }
+  client.once('error', give)
+  client.once('end', () => {
+    give(new Error('Connection terminated'))
+  })
+  let closing: Promise<void> | undefined
+  let transactions: Promise<unknown> = Promise.resolve()
+  // The driver knows the process id from the start of the session; its types do not.
+  const {processID} = client as unknown as {processID: number | null}
+  return Object.assign(txOf(session, scope), {
+    pid: processID ?? 0,
+    lost: lost.signal,
+    begin<T>(work: (tx: Tx) => Promise<T>, options?: BeginOptions): Promise<T> {
+      // One connection has one transaction at a time: the next one waits for it.
+      const turn = transactions.then(() => transaction(session, work, options))
+      transactions = turn.catch(() => undefined)
+      return turn
+    },
+    onNotify(callback: (channel: string, payload: string) => void) {
+      client.on('notification', ({channel, payload}) => {
+        callback(channel, payload ?? '')
+      })
+    },
+    [Symbol.asyncDispose]() {
+      scope.isOver = true
+      return (closing ??= session.close())
+    },
+  })
+}
+
+async function copyFrom(
+  session: Session,
+  statement: Fragment,
+  source: AsyncIterable<Uint8Array>,
+  signal: AbortSignal | undefined,
+): Promise<number> {
+  signal?.throwIfAborted()
+  const stream = copyFromStream(textOf(statement), {highWaterMark: 1 << 18})
+  // The stream reports a server's error as an event and nothing else, so every wait below races with it.
+  const refused = Promise.withResolvers<never>()
+  refused.promise.catch(() => undefined)
+  stream.on('error', refused.reject)
+  const aborted = Promise.withResolvers<never>()
+  aborted.promise.catch(() => undefined)
+  const abort = () => {
+    aborted.reject(signal?.reason)
+  }
+  signal?.addEventListener('abort', abort)
+  session.client.query(stream)
+
+  const chunks = source[Symbol.asyncIterator]()
+  try {
+    for (;;) {
+      const next = await Promise.race([chunks.next(), refused.promise, aborted.promise])
+      if (next.done === true) break
+      // One chunk at a time: waiting for each write is the back-pressure.
+      const written = Promise.withResolvers<undefined>()
+      stream.write(next.value, error => {
+        if (error) written.reject(error)
+        else written.resolve(undefined)
+      })
+      await Promise.race([session.answered(written.promise), refused.promise, aborted.promise])
+    }
+    const finished = Promise.withResolvers<undefined>()
+    stream.end(() => {
+      finished.resolve(undefined)
+    })
+    await Promise.race([session.answered(finished.promise), refused.promise])
+    return stream.rowCount
+  } catch (error) {
+    await failCopy(stream, refused.promise, session)
+    // Not awaited: a source that hangs is why there is a signal.
+    void Promise.resolve(chunks.return?.()).catch(() => undefined)
+    throw error
+  } finally {
+    signal?.removeEventListener('abort', abort)
+  }
+}
+
+type CopyIn = ReturnType<typeof copyFromStream>
+
+/** Sends CopyFail unless the server has refused already, and waits until the server has taken note. */
+async function failCopy(stream: CopyIn, refused: Promise<never>, session: Session): Promise<void> {
+  const pending = Symbol('pending')
+  const state = await Promise.race([refused.catch(() => 'refused'), Promise.resolve(pending)])
+  if (state !== pending || stream.destroyed) return
+  const closed = once(stream, 'close').catch(() => undefined)
+  // The reason goes into the server's log, so it says nothing about the rows.
+  stream.destroy(new Error('the source of the rows failed'))
+  await session.answered(closed)
+}
+
+async function* copyTo(
+  session: Session,
+  statement: Fragment,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<Buffer> {
+  signal?.throwIfAborted()
+  const turn = Promise.withResolvers<undefined>()
+  const started = Promise.withResolvers<undefined>()
+  const whole = session.exclusively(() => {
+    started.resolve(undefined)
+    return turn.promise
+  }, 'transaction')
+  whole.catch(() => undefined)
+  await started.promise
+
+  const stream = copyToStream(textOf(statement))
+  // It can still fail after its reader has left.
+  stream.on('error', () => undefined)
+  const cut = () => {
+    session.cut(new Error('Connection terminated: the copy was left before its end'))
+  }
+  signal?.addEventListener('abort', cut)
+  let isComplete = false
+  try {
+    session.client.query(stream)
+    for await (const chunk of stream as AsyncIterable<Buffer>) yield chunk
+    isComplete = true
+    turn.resolve(undefined)
+  } catch (error) {
+    isComplete = error instanceof pg.DatabaseError
+    turn.reject(signal?.aborted ? signal.reason : error)
+    await whole
+  } finally {
+    signal?.removeEventListener('abort', cut)
+    // The rest of the output is still on its way and has nobody to read it.
+    if (!isComplete) cut()
+    turn.resolve(undefined)
+  }
+}
+
+function textOf(statement: Fragment): string {
+  const {text, values} = render(statement)
+  if (values.length > 0) throw new TypeError('COPY takes no parameters')
+  return text
+}
