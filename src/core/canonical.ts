@@ -112,3 +112,24 @@ function floatHex(value: number): string {
 function hex(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex')
 }
+
+/**
+ * The inverse of {@link keyOf} and its kin.
+ *
+ * @returns the values of the key columns, the rowid of a row that has no key, or `undefined` for a hashed key.
+ */
+export function partsOfKey(key: string): {values: Exclude<Value, null>[]} | {rowid: bigint} | undefined {
+  if (!key.startsWith('~')) return {values: [key]}
+  if (key.startsWith('~h')) return undefined
+  if (key.startsWith('~0')) return {rowid: BigInt(key.slice(2, -1))}
+  const values: Exclude<Value, null>[] = []
+  const bytes = Buffer.from(key)
+  for (let at = 1; at < bytes.length; ) {
+    const isText = bytes[at] === 0x74
+    const mark = bytes.indexOf(isText ? ':' : ';', at)
+    const end = isText ? mark + 1 + Number(bytes.toString('utf8', at + 1, mark)) : mark + 1
+    values.push(fromCanonical(bytes.toString('utf8', at, end)))
+    at = end
+  }
+  return {values}
+}

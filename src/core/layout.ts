@@ -5,7 +5,10 @@ export type ColumnLayout = {
   readonly source: string
   readonly target: string
   readonly type: PgType
+  readonly declared: string
   readonly affinity: Affinity
+  /** Storage classes met so far, as bits (target/type-map.ts `Seen`): what a later choice of type may rely on. */
+  readonly seen: number
   /** Computed by SQLite (GENERATED ALWAYS): mirrored and digested, but never written back. */
   readonly generated: boolean
 }

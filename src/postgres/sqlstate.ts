@@ -1,5 +1,6 @@
 import pg from 'pg'
 import {SyncError} from '../core/errors.ts'
+import {ownRefusal} from './refusals.ts'
 
 /** The server cannot be reached, or does not let anyone in yet. */
 export class UnreachableError extends SyncError {
@@ -245,7 +246,7 @@ export function translate(error: unknown, during: During, address: string): unkn
       ? new ConnectionLostError(during === 'commit', options)
       : new PoolerRefusedError(pooler, options)
   }
-  const translated = fromSqlstate(error, during, address)
+  const translated = ownRefusal(error) ?? fromSqlstate(error, during, address)
   if (translated) return translated
   if (error.severity === 'FATAL' || error.severity === 'PANIC') {
     return during === 'connect'

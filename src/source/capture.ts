@@ -1,0 +1,274 @@
+import {setImmediate as breathe, setTimeout as sleep} from 'node:timers/promises'
+import {SchemaMovedError} from './errors.ts'
+import {introspect, readDataVersion, readSchemaVersion, type SourceSpec, type TableSpec} from './introspect.ts'
+import {errcode, whenFree, type Source} from './open.ts'
+import {TableReader, type PageBudget, type Position, type RefusedRow, type SourceRow} from './read.ts'
+
+/** What the last cut knew of one row. */
+export type Entry = {readonly rowid: bigint; readonly key: string; readonly digest: Uint8Array}
+
+/** What the last cut knew of one table: the truth that digests are compared with. The sidecar fits this port. */
+export type Remembered = {
+  /** Entries with a rowid above `after` and up to `upTo` (`undefined`: without that bound), ascending. */
+  range(after: bigint | undefined, upTo: bigint | undefined): readonly Entry[]
+  /** The greatest rowid known; `undefined` when no row's place is known. */
+  highestRowid(): bigint | undefined
+  /** Sets aside an entry that is not where it was; it may turn up elsewhere. */
+  setAside(entry: Entry): void
+  /** Sets aside a row that is not known to be where it is; it may be an entry that moved. */
+  setAsideRow(row: Entry): void
+  /** @returns the digest of the set-aside or adrift entry with this key, which is thereby found. */
+  claim(key: string): Uint8Array | undefined
+  /** Set-aside rows in the order of their rowids, at most `limit` above `after`. */
+  rowsAside(after: bigint | undefined, limit: number): readonly Entry[]
+  /** Keys set aside or adrift that nothing has claimed, at most `limit` above `after`. */
+  unclaimed(after: string | undefined, limit: number): readonly string[]
+  /** Claims an entry and goes on remembering it as it was, although nobody could read or confirm it this time. */
+  keep(key: string): void
+}
+
+/** What a capture finds out, row by row. Nothing in it is applied before the whole cut is known. */
+export type Delta = {
+  upsert(table: TableSpec, row: SourceRow): void
+  tombstone(table: TableSpec, key: string): void
+  /** The row is as it was but stands elsewhere: nothing to apply, only to remember. */
+  place(table: TableSpec, entry: Entry): void
+  refuse(table: TableSpec, row: RefusedRow): void
+}
+
+/** How one capture went. */
+export type CaptureResult = {
+  readonly spec: SourceSpec
+  /** False when the app committed in between: every row is a committed one, but not all of the same instant. */
+  readonly consistent: boolean
+  readonly rows: number
+  readonly maxHoldMs: number
+}
+
+export type CaptureOptions = {
+  /** The longest a lock may be held in rollback-journal mode, in ms. */
+  readonly lockBudgetMs: number
+  /** Called with the schema before any row is read; answers with what is remembered of each table. */
+  readonly begin: (spec: SourceSpec) => (table: TableSpec) => Remembered
+  readonly delta: Delta
+  /** Called when what has been captured so far is void and the capture starts over. */
+  readonly discard: () => void
+  readonly onProgress?: (table: string, rows: number) => void
+}
+
+const PASSES = 3
+
+/** After this long, one more pass would rather meet new commits than find the app at rest. */
+const PATIENCE_MS = 5_000
+
+/**
+ * Captures every change since what is remembered, by the digest of every row.
+ *
+ * In WAL mode the whole capture is one read transaction, which blocks nobody. In rollback-journal mode a read lock
+ * stops the app's commits, so it is taken for one short page at a time; a pass that a commit disturbed is repeated a
+ * few times and, when the app never rests, reported as not consistent: the next run heals what it mixed.
+ *
+ * @throws {SchemaMovedError} when the schema never held still.
+ */
+export async function captureByDigest(source: Source, options: CaptureOptions, signal: AbortSignal): Promise<CaptureResult> {
+  const since = performance.now()
+  for (let pass = 1; ; pass++) {
+    const result = await capturePass(source, options, signal)
+    const isLast = pass === PASSES || (result !== 'schema moved' && performance.now() - since > PATIENCE_MS)
+    if (result !== 'schema moved' && (result.consistent || isLast)) return result
+    if (isLast) throw new SchemaMovedError(source.file)
+    options.discard()
+    if (result === 'schema moved') await sleep(200 * pass, undefined, {signal})
+  }
+}
+
+/** Whether the file is in WAL mode, where a reader blocks nobody. Decided anew each time: the app may change it. */
+export function isWal(source: Source): boolean {
+  return source.db.prepare('pragma journal_mode').get()?.['journal_mode'] === 'wal'
+}
+
+async function capturePass(source: Source, options: CaptureOptions, signal: AbortSignal): Promise<CaptureResult | 'schema moved'> {
+  const {db} = source
+  const inOneTransaction = await whenFree(source, () => isWal(source), signal)
+  if (inOneTransaction) db.exec('begin')
+  try {
+    const before = await whenFree(source, () => ({data: readDataVersion(db), schema: readSchemaVersion(db)}), signal)
+    const spec = await whenFree(source, () => introspect(db), signal)
+    if (spec.schemaVersion !== before.schema) return 'schema moved'
+    const remembered = options.begin(spec)
+    const pace = new Pace(source, inOneTransaction ? undefined : options.lockBudgetMs, signal)
+    let rows = 0
+    const read = spec.tables.map(table => ({table, reader: new TableReader(db, table)}))
+    for (const {table, reader} of read) {
+      const memory = remembered(table)
+      rows += table.withoutRowid
+        ? await scanByKey(reader, memory, options, pace)
+        : await scanByRowid(reader, memory, options, pace)
+    }
+    const isDisturbed = () => readDataVersion(db) !== before.data
+    const fuzzy = !inOneTransaction && (await whenFree(source, isDisturbed, signal))
+    if ((await whenFree(source, () => readSchemaVersion(db), signal)) !== before.schema) return 'schema moved'
+    for (const {table, reader} of read) await settleLeftovers(reader, remembered(table), options, fuzzy, pace)
+    // A delete that was confirmed while the app went on is of a later instant than the rest.
+    const consistent = !fuzzy && !(await whenFree(source, () => !inOneTransaction && isDisturbed(), signal))
+    options.onProgress?.('', rows)
+    return {spec, consistent, rows, maxHoldMs: pace.maxHoldMs}
+  } catch (cause) {
+    // A statement that no longer fits its table says so with SQLITE_ERROR or SQLITE_SCHEMA.
+    const code = errcode(cause)
+    if (!inOneTransaction && (code === 1 || code === 17)) return 'schema moved'
+    throw cause
+  } finally {
+    if (db.isTransaction) db.exec('commit')
+  }
+}
+
+/** Keeps reads short enough for the app and for the rest of this process. */
+export class Pace {
+  maxHoldMs = 0
+  readonly #source: Source
+  readonly #lockBudgetMs: number | undefined
+  readonly #signal: AbortSignal
+  #endedAt = 0
+  #holdMs = 0
+
+  /** @param lockBudgetMs absent when the reads hold no lock that anybody waits for. */
+  constructor(source: Source, lockBudgetMs: number | undefined, signal: AbortSignal) {
+    this.#source = source
+    this.#lockBudgetMs = lockBudgetMs
+    this.#signal = signal
+  }
+
+  get budget(): PageBudget {
+    // Half the budget: the row on which the clock runs out is still to be finished.
+    const ms = this.#lockBudgetMs === undefined ? 40 : this.#lockBudgetMs / 2
+    return {ms, bytes: 8 * 1024 * 1024, rows: 10_000}
+  }
+
+  /** Runs one read that reports how long it held its lock, leaving the app room before it. */
+  async read<T extends {holdMs: number}>(read: () => T): Promise<T> {
+    await breathe(undefined, {signal: this.#signal})
+    if (this.#lockBudgetMs !== undefined) {
+      const rest = this.#holdMs / 2 - (performance.now() - this.#endedAt)
+      if (rest > 0) await sleep(Math.ceil(rest), undefined, {signal: this.#signal})
+    }
+    const result = await whenFree(this.#source, read, this.#signal)
+    this.#endedAt = performance.now()
+    this.#holdMs = result.holdMs
+    if (this.#lockBudgetMs !== undefined) this.maxHoldMs = Math.max(this.maxHoldMs, result.holdMs)
+    return result
+  }
+}
+
+async function scanByRowid(reader: TableReader, memory: Remembered, options: CaptureOptions, pace: Pace): Promise<number> {
+  const {table} = reader
+  const {delta} = options
+  const highest = memory.highestRowid()
+  let position: Position | undefined
+  let count = 0
+  do {
+    const after = position?.[0] as bigint | undefined
+    const at = position
+    const page = await pace.read(() => reader.page(at, pace.budget))
+    position = page.next
+    const known = highest === undefined || (after !== undefined && after >= highest) ? [] : memory.range(after, position?.[0] as bigint | undefined)
+    let k = 0
+    const asideBefore = (rowid: bigint | undefined) => {
+      for (let entry = known[k]; entry !== undefined && (rowid === undefined || entry.rowid < rowid); entry = known[++k]) memory.setAside(entry)
+    }
+    for (const row of page.rows) {
+      asideBefore(row.rowid)
+      const entry = known[k]?.rowid === row.rowid ? known[k++] : undefined
+      if (entry !== undefined && row.digest.equals(entry.digest)) continue
+      if (entry?.key === row.key) delta.upsert(table, row)
+      else {
+        if (entry !== undefined) memory.setAside(entry)
+        // Beyond the last known rowid every entry that moved has been set aside already: the answer is known now.
+        if (highest !== undefined && row.rowid <= highest) memory.setAsideRow(row)
+        else take(table, row, memory, delta)
+      }
+    }
+    asideBefore(undefined)
+    for (const refused of page.refused) refuse(table, refused, memory, delta)
+    count += page.rows.length + page.refused.length
+    options.onProgress?.(table.name, count)
+  } while (position !== undefined)
+  await settleAside(reader, memory, options, pace)
+  return count
+}
+
+async function scanByKey(reader: TableReader, memory: Remembered, options: CaptureOptions, pace: Pace): Promise<number> {
+  const {table} = reader
+  let position: Position | undefined
+  let count = 0
+  do {
+    const at = position
+    const page = await pace.read(() => reader.page(at, pace.budget))
+    position = page.next
+    for (const row of page.rows) take(table, row, memory, options.delta)
+    for (const refused of page.refused) refuse(table, refused, memory, options.delta)
+    count += page.rows.length + page.refused.length
+    options.onProgress?.(table.name, count)
+  } while (position !== undefined)
+  return count
+}
+
+function take(table: TableSpec, row: SourceRow, memory: Remembered, delta: Delta): void {
+  const was = memory.claim(row.key)
+  if (was !== undefined && row.digest.equals(was)) delta.place(table, row)
+  else delta.upsert(table, row)
+}
+
+/** The target keeps what it has of a row that cannot be read; the row is asked for again next time. */
+function refuse(table: TableSpec, row: RefusedRow, memory: Remembered, delta: Delta): void {
+  memory.keep(row.key)
+  delta.refuse(table, row)
+}
+
+/** Rows that stood where another or none was known: moved, changed or new. The values are read again for the latter two. */
+async function settleAside(reader: TableReader, memory: Remembered, {delta}: CaptureOptions, pace: Pace): Promise<void> {
+  const {table} = reader
+  let after: bigint | undefined
+  for (;;) {
+    const aside = memory.rowsAside(after, 200)
+    if (aside.length === 0) return
+    after = aside[aside.length - 1]?.rowid
+    const wanted: bigint[] = []
+    for (const row of aside) {
+      const was = memory.claim(row.key)
+      if (was !== undefined && Buffer.compare(was, row.digest) === 0) delta.place(table, row)
+      else wanted.push(row.rowid)
+    }
+    for (let rest = wanted; rest.length > 0; ) {
+      const asked = rest
+      const page = await pace.read(() => reader.fetch(asked, pace.budget))
+      for (const row of page.rows) delta.upsert(table, row)
+      for (const row of page.refused) refuse(table, row, memory, delta)
+      rest = rest.slice(page.asked)
+    }
+  }
+}
+
+/**
+ * What nothing has claimed is gone. In a disturbed pass a row may have moved to where we had already read, so its
+ * absence is confirmed by its key first; what cannot be confirmed waits for the next run.
+ */
+async function settleLeftovers(
+  reader: TableReader,
+  memory: Remembered,
+  {delta}: CaptureOptions,
+  fuzzy: boolean,
+  pace: Pace,
+): Promise<void> {
+  let after: string | undefined
+  for (;;) {
+    const gone = memory.unclaimed(after, fuzzy ? 200 : 5_000)
+    if (gone.length === 0) return
+    after = gone[gone.length - 1]
+    const absent = fuzzy ? (await pace.read(() => reader.absent(gone))).keys : undefined
+    for (const key of gone) {
+      if (absent?.has(key) ?? true) delta.tombstone(reader.table, key)
+      else memory.keep(key)
+    }
+  }
+}

@@ -1,0 +1,272 @@
+import {closeSync, openSync, readFileSync, readSync, realpathSync, statSync, type BigIntStats} from 'node:fs'
+import {dirname, resolve} from 'node:path'
+import {DatabaseSync} from 'node:sqlite'
+import {setTimeout as sleep} from 'node:timers/promises'
+import {SourceBusyError, SourceUnreadableError} from './errors.ts'
+
+/** A source held open read-only. Nothing in this product opens one in any other way while syncing one-way. */
+export type Source = Disposable & {
+  readonly file: string
+  readonly db: DatabaseSync
+  /** How often a lock of the app made us wait, so far. */
+  busyRetries: number
+}
+
+/** How long one attempt waits inside SQLite for a lock of the app before we count it and try again. */
+const ATTEMPT_MS = 100
+
+/** How long we keep asking for the first read before saying that the file is locked. */
+const PATIENCE_MS = 5_000
+
+/**
+ * Opens a SQLite file for reading, in whatever state its app has it.
+ *
+ * @throws {SourceUnreadableError} when it is missing, not a readable SQLite file, or on a network file system.
+ * @throws {SourceBusyError} when a lock or an unfinished transaction of the app is in the way.
+ */
+export async function openSource(path: string, signal: AbortSignal): Promise<Source> {
+  const file = refuseUnfit(resolve(path))
+  let db: DatabaseSync
+  try {
+    db = new DatabaseSync(file, {readOnly: true, timeout: ATTEMPT_MS, enableDoubleQuotedStringLiterals: true})
+  } catch (cause) {
+    throw explain(file, cause)
+  }
+  const source: Source = {file, db, busyRetries: 0, [Symbol.dispose]: () => { db.close() }}
+  try {
+    // A value or a row larger than this is refused by name; SQLite then never hands it to us.
+    db.limits.length = LONGEST_VALUE_BYTES
+    await whenFree(source, () => db.prepare('select count(*) from sqlite_schema').get(), signal)
+    return source
+  } catch (cause) {
+    db.close()
+    throw cause
+  }
+}
+
+/** Values above this size are refused by name (SPEC: 256 MB); a jsonb string in `_sync_raw` could not hold them. */
+export const LONGEST_VALUE_BYTES = 256 * 1024 * 1024
+
+/**
+ * Runs a short read, again while the app's lock refuses it.
+ *
+ * @throws {SourceBusyError} after {@link PATIENCE_MS} of refusals; {@link SourceUnreadableError} for anything worse.
+ */
+export async function whenFree<T>(source: Source, read: () => T, signal: AbortSignal): Promise<T> {
+  const since = performance.now()
+  for (;;) {
+    try {
+      return read()
+    } catch (cause) {
+      if (primaryCode(cause) !== SQLITE_BUSY || performance.now() - since > PATIENCE_MS) throw explain(source.file, cause)
+      source.busyRetries++
+      await sleep(20 + Math.random() * 30, undefined, {signal})
+    }
+  }
+}
+
+const SQLITE_BUSY = 5
+const SQLITE_READONLY = 8
+const SQLITE_READONLY_ROLLBACK = 776
+const SQLITE_IOERR = 10
+const SQLITE_CORRUPT = 11
+const SQLITE_CANTOPEN = 14
+const SQLITE_NOTADB = 26
+
+/** @returns the error as one of ours when it is SQLite's, else the error itself. */
+export function explain(file: string, cause: unknown): unknown {
+  const code = errcode(cause)
+  if (code === undefined) return cause
+  const options = {cause}
+  const because = cause instanceof Error ? cause.message : String(cause)
+  if (code === SQLITE_READONLY_ROLLBACK)
+    return new SourceBusyError(
+      file,
+      'the app crashed in the middle of a write and has not rolled it back yet (hot journal)',
+      'Start the app once so that it recovers its file, then try again; rolling back is never done by the sync.',
+      options,
+    )
+  switch (code & 0xff) {
+    case SQLITE_BUSY:
+      return new SourceBusyError(
+        file,
+        'another process keeps the file locked',
+        'Look for a long transaction or an exclusive lock (a backup, a VACUUM, a shell) on the file and try again.',
+        options,
+      )
+    case SQLITE_READONLY:
+    case SQLITE_CANTOPEN:
+      return new SourceUnreadableError(
+        file,
+        `it cannot be opened for reading (${because})`,
+        `Run as the user that owns the file; a file in WAL mode also needs its folder ${dirname(file)} to be writable.`,
+        options,
+      )
+    case SQLITE_CORRUPT:
+      return new SourceUnreadableError(
+        file,
+        `the file is damaged (${because})`,
+        'Run `PRAGMA integrity_check` on a copy; `owsync restore` rebuilds the file as of the last sync.',
+        options,
+      )
+    case SQLITE_NOTADB:
+      return notADatabase(file, options)
+    case SQLITE_IOERR:
+      return new SourceUnreadableError(
+        file,
+        `reading failed (${because})`,
+        'Check the disk and whether the file has been truncated; nothing was applied.',
+        options,
+      )
+    default:
+      return cause
+  }
+}
+
+/** @returns the extended SQLite result code of an error of node:sqlite, if it is one. */
+export function errcode(error: unknown): number | undefined {
+  if (!(error instanceof Error) || !('errcode' in error) || typeof error.errcode !== 'number') return undefined
+  return error.errcode
+}
+
+function primaryCode(error: unknown): number | undefined {
+  const code = errcode(error)
+  // A hot journal needs the app, not patience.
+  return code === undefined || code === SQLITE_READONLY_ROLLBACK ? code : code & 0xff
+}
+
+const MAGIC = Buffer.from('SQLite format 3\0', 'latin1')
+
+/** @returns the path with its links resolved: SQLite keeps the WAL and the journal beside the real file. */
+function refuseUnfit(named: string): string {
+  let file = named
+  let size: number
+  const head = Buffer.alloc(MAGIC.length)
+  try {
+    file = realpathSync(named)
+    const stat = statSync(file)
+    if (stat.isDirectory())
+      throw new SourceUnreadableError(file, 'this is a directory', 'Name the SQLite file in it, usually webui.db.')
+    if (!stat.isFile())
+      throw new SourceUnreadableError(file, 'this is not a regular file', 'Name the SQLite file, usually webui.db.')
+    size = stat.size
+    refuseNetwork(file)
+    // Read before SQLite has the file open: closing a descriptor later would drop its locks.
+    const fd = openSync(file, 'r')
+    try {
+      readSync(fd, head, 0, head.length, 0)
+    } finally {
+      closeSync(fd)
+    }
+  } catch (cause) {
+    if (cause instanceof SourceUnreadableError) throw cause
+    throw unreadable(file, cause)
+  }
+  if (size === 0) throw new SourceEmptyError(file)
+  if (!head.equals(MAGIC)) throw notADatabase(file)
+  return file
+}
+
+/** The file has no bytes at all; for a deployment that had rows this is a reason to quarantine. */
+export class SourceEmptyError extends SourceUnreadableError {
+  constructor(file: string) {
+    super(file, 'the file is empty', 'Name a file that Open WebUI has created, or start the app once so that it creates it.')
+  }
+}
+
+function notADatabase(file: string, options?: ErrorOptions): SourceUnreadableError {
+  return new SourceUnreadableError(
+    file,
+    'this is not a SQLite database, or it is encrypted',
+    'Name the plain webui.db file; encrypted files (SQLCipher) cannot be synced.',
+    options,
+  )
+}
+
+function unreadable(file: string, cause: unknown): unknown {
+  const code = cause instanceof Error && 'code' in cause ? cause.code : undefined
+  const options = {cause}
+  switch (code) {
+    case 'ENOENT':
+    case 'ENOTDIR':
+      return new SourceUnreadableError(file, 'there is no such file', 'Check the path; `owsync client list` shows registered ones.', options)
+    case 'EACCES':
+    case 'EPERM':
+      return new SourceUnreadableError(file, 'permission denied', 'Run as the user that owns the file (root for the stock image).', options)
+    case 'ERR_INVALID_ARG_VALUE':
+    case 'ENAMETOOLONG':
+    case 'ELOOP':
+      return new SourceUnreadableError(JSON.stringify(file), 'this path cannot be used', 'Name an ordinary file path.', options)
+    default:
+      return cause
+  }
+}
+
+const NETWORK_TYPES = /^(nfs|nfs4|cifs|smb3?|smbfs|9p|virtiofs|afs|ceph|glusterfs|lustre|ncpfs|coda|prl_fs|vboxsf|vmhgfs|fuse\.(sshfs|rclone|s3fs|glusterfs|vmhgfs-fuse|gvfsd-fuse|grpcfuse|osxfs|gocryptfs-remote))$/
+
+/** SQLite's locks do not hold across machines: a shared file would be read torn without anyone noticing. */
+function refuseNetwork(file: string): void {
+  let mounts: string
+  try {
+    mounts = readFileSync('/proc/self/mountinfo', 'utf8')
+  } catch {
+    return // Not Linux: there is no list of mounts to ask.
+  }
+  const type = fileSystemOf(file, mounts)
+  if (type === undefined || !NETWORK_TYPES.test(type)) return
+  throw new SourceUnreadableError(
+    file,
+    `it is on a network or VM-shared file system (${type}), where SQLite's locks cannot be trusted`,
+    'Run the sync on the machine whose local disk holds the file.',
+  )
+}
+
+/**
+ * @param mounts the text of /proc/self/mountinfo: https://docs.kernel.org/filesystems/proc.html
+ * @returns the type of the file system that `file` is on.
+ */
+export function fileSystemOf(file: string, mounts: string): string | undefined {
+  let best: {length: number; type: string} | undefined
+  for (const line of mounts.split('\n')) {
+    const [left, right] = line.split(' - ')
+    const point = left?.split(' ')[4]?.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(parseInt(octal, 8)))
+    const type = right?.split(' ')[0]
+    if (point === undefined || type === undefined) continue
+    const within = point === '/' || file === point || file.startsWith(`${point}/`)
+    // A later mount on the same point hides the earlier one.
+    if (within && (best === undefined || point.length >= best.length)) best = {length: point.length, type}
+  }
+  return best?.type
+}
+
+/**
+ * What the file system says of the source and its WAL: equal fingerprints of a settled file mean equal content.
+ *
+ * `ctime` is in it because nobody can set it back. Time stamps have a grain of some milliseconds, so a file that
+ * changed within the last {@link GRAIN_MS} has no fingerprint yet.
+ */
+export type Fingerprint = string
+
+const GRAIN_MS = 2_000
+
+/** @returns the fingerprint, or `undefined` while the file is too fresh to have one or is not there. */
+export function fingerprint(file: string): Fingerprint | undefined {
+  const now = BigInt(Date.now())
+  const parts: string[] = []
+  for (const path of [file, `${file}-wal`, `${file}-journal`]) {
+    const stat: BigIntStats | undefined = statSync(path, {bigint: true, throwIfNoEntry: false})
+    if (stat === undefined) {
+      if (path === file) return undefined
+      continue
+    }
+    if (stat.ctimeMs > now - BigInt(GRAIN_MS)) return undefined
+    parts.push([stat.dev, stat.ino, stat.size, stat.mtimeNs, stat.ctimeNs].join(':'))
+  }
+  return parts.join('|')
+}
+
+/** @returns what makes this file this file: another one under the same name has another identity. */
+export function identity(file: string): string {
+  const stat = statSync(file, {bigint: true})
+  return `${stat.dev}:${stat.ino}`
+}

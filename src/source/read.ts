@@ -1,0 +1,271 @@
+import type {DatabaseSync, StatementSync} from 'node:sqlite'
+import {keyOf, keyOfRowid, keyOfUnkeyed, partsOfKey, rowDigester, type RowDigester} from '../core/canonical.ts'
+import {RawText, type Value} from '../core/value.ts'
+import {SourceUnreadableError} from './errors.ts'
+import {ident, type TableSpec} from './introspect.ts'
+import {errcode, LONGEST_VALUE_BYTES} from './open.ts'
+
+/** One row of a source, as read. `rowid` is 0 in a WITHOUT ROWID table. */
+export type SourceRow = {
+  readonly rowid: bigint
+  readonly key: string
+  readonly digest: Buffer
+  /** In the order of the table's columns. */
+  readonly values: readonly Value[]
+}
+
+/** A row that cannot be read as a whole; it is counted and named, never dropped silently. */
+export type RefusedRow = {readonly rowid: bigint; readonly key: string; readonly reason: string}
+
+/** Where a page ended: the rowid, or the key columns' values in a WITHOUT ROWID table. */
+export type Position = readonly Value[]
+
+export type Page = {
+  readonly rows: readonly SourceRow[]
+  readonly refused: readonly RefusedRow[]
+  /** Where to go on; `undefined` when the table has been read to its end. */
+  readonly next: Position | undefined
+  readonly bytes: number
+  /** How long the read lock was held, in ms. */
+  readonly holdMs: number
+}
+
+/** How much one page may read: whichever is reached first ends it. */
+export type PageBudget = {readonly ms: number; readonly bytes: number; readonly rows: number}
+
+const SQLITE_TOOBIG = 18
+
+/** Reads one table in pages, in the order of its rowid (of its primary key in a WITHOUT ROWID table). */
+export class TableReader {
+  readonly table: TableSpec
+  readonly #db: DatabaseSync
+  readonly #first: StatementSync
+  readonly #after: StatementSync
+  readonly #one: StatementSync
+  readonly #digest: RowDigester
+  readonly #keyAt: readonly number[]
+  /** Leading result columns that say where the row stands. */
+  readonly #lead: number
+
+  constructor(db: DatabaseSync, table: TableSpec) {
+    this.table = table
+    this.#db = db
+    this.#keyAt = table.key.map(name => table.columns.findIndex(column => column.name === name))
+    this.#digest = rowDigester(
+      table.columns.map(column => column.name),
+      table.keyedBy === 'rowid',
+    )
+    this.#lead = table.withoutRowid ? 0 : 1
+    const columns = table.columns.map(column => ident(column.name))
+    this.#first = this.#prepare(columns, false, '')
+    this.#after = this.#prepare(columns, true, '')
+    this.#one = table.withoutRowid ? this.#first : this.#prepare(columns, false, `where ${this.#rowid()} = ?`)
+  }
+
+  /** Reads on after `position` (from the start without one) until the budget is spent. */
+  page(position: Position | undefined, budget: PageBudget): Page {
+    const fetched: Value[][] = []
+    const refused: RefusedRow[] = []
+    let bytes = 0
+    let last = position
+    let ended = true
+    const since = performance.now()
+    const rows = position === undefined ? this.#first.iterate() : this.#after.iterate(...this.#bind(position))
+    try {
+      for (const row of rows as unknown as Iterable<Value[]>) {
+        bytes += this.#settle(row)
+        fetched.push(row)
+        if (fetched.length >= budget.rows || bytes >= budget.bytes || performance.now() - since >= budget.ms) {
+          ended = false
+          break
+        }
+      }
+      if (fetched.length > 0) last = this.#positionOf(fetched[fetched.length - 1] as Value[])
+    } catch (cause) {
+      if (errcode(cause) !== SQLITE_TOOBIG) throw cause
+      if (fetched.length > 0) last = this.#positionOf(fetched[fetched.length - 1] as Value[])
+      const over = this.#oversized(last)
+      refused.push(over.row)
+      last = over.position
+      ended = false
+    }
+    const holdMs = performance.now() - since
+    return {rows: fetched.map(row => this.#row(row)), refused, next: ended ? undefined : last, bytes, holdMs}
+  }
+
+  /**
+   * Reads single rows again by rowid until the budget is spent; rows that have gone meanwhile are not in the answer.
+   * `asked` is how many of the rowids have been looked at.
+   */
+  fetch(rowids: readonly bigint[], budget: PageBudget): {rows: SourceRow[]; refused: RefusedRow[]; asked: number; holdMs: number} {
+    const fetched: Value[][] = []
+    const refused: RefusedRow[] = []
+    let asked = 0
+    let bytes = 0
+    const since = performance.now()
+    for (const rowid of rowids) {
+      asked++
+      try {
+        const row = this.#one.get(rowid) as unknown as Value[] | undefined
+        if (row === undefined) continue
+        bytes += this.#settle(row)
+        fetched.push(row)
+      } catch (cause) {
+        if (errcode(cause) !== SQLITE_TOOBIG) throw cause
+        refused.push(this.#oversized([rowid - 1n]).row)
+      }
+      if (bytes >= budget.bytes || performance.now() - since >= budget.ms) break
+    }
+    const holdMs = performance.now() - since
+    return {rows: fetched.map(row => this.#row(row)), refused, asked, holdMs}
+  }
+
+  /** Which of the keys no row has now. A hashed key cannot be looked up and is never reported absent. */
+  absent(keys: readonly string[]): {keys: ReadonlySet<string>; holdMs: number} {
+    const {table} = this
+    const gone = new Set<string>()
+    const since = performance.now()
+    for (const key of keys) {
+      const parts = partsOfKey(key)
+      if (parts === undefined) continue
+      const byRowid = 'rowid' in parts || table.keyedBy === 'rowid'
+      const values = 'rowid' in parts ? [parts.rowid] : parts.values
+      const columns = byRowid ? [this.#rowid()] : table.key.map(ident)
+      if (columns.length !== values.length) continue
+      const where = columns.map(column => `${column} is iif(?, cast(? as text), ?)`).join(' and ')
+      const statement = this.#db.prepare(`select 1 from ${ident(table.name)} where ${where} limit 1`)
+      if (statement.get(...bindable(values)) === undefined) gone.add(key)
+    }
+    return {keys: gone, holdMs: performance.now() - since}
+  }
+
+  #prepare(columns: readonly string[], after: boolean, where: string): StatementSync {
+    const {name, key, withoutRowid} = this.table
+    const order = withoutRowid ? key.map(ident) : [this.#rowid()]
+    const marks = order.map(() => 'iif(?, cast(? as text), ?)').join(', ')
+    const filter = after ? `where (${order.join(', ')}) > (${withoutRowid ? marks : '?'})` : where
+    const lead = withoutRowid ? [] : [this.#rowid()]
+    const tail = where === '' ? `order by ${order.join(', ')}` : ''
+    const statement = this.#db.prepare(`select ${[...lead, ...columns].join(', ')} from ${ident(name)} ${filter} ${tail}`)
+    statement.setReadBigInts(true)
+    statement.setReturnArrays(true)
+    return statement
+  }
+
+  #rowid(): string {
+    if (this.table.rowidName !== undefined) return this.table.rowidName
+    // The INTEGER PRIMARY KEY, if there is one, is the rowid under another name.
+    const [only] = this.table.key
+    const column = this.table.columns.find(column => column.name === only)
+    if (this.table.key.length === 1 && column?.declared.toUpperCase() === 'INTEGER' && this.table.keyedBy === 'primary key')
+      return ident(column.name)
+    throw new SourceUnreadableError(
+      this.table.name,
+      'the columns of this table are named rowid, oid and _rowid_, so its rows have no address that can be read',
+      'Rename one of these columns, or give the table an INTEGER PRIMARY KEY.',
+    )
+  }
+
+  #bind(position: Position): (bigint | number | string | Uint8Array | null)[] {
+    if (!this.table.withoutRowid) return position as bigint[]
+    return bindable(position)
+  }
+
+  #positionOf(row: readonly Value[]): Position {
+    return this.table.withoutRowid ? this.#keyAt.map(at => row[at] as Value) : [row[0] as bigint]
+  }
+
+  #row(row: Value[]): SourceRow {
+    const rowid = this.#lead === 1 ? (row.shift() as bigint) : 0n
+    const key = this.#key(row, rowid)
+    return {rowid, key, digest: this.#digest(row, key), values: row}
+  }
+
+  #key(values: readonly Value[], rowid: bigint): string {
+    if (this.table.keyedBy === 'rowid') return keyOfRowid(rowid)
+    const parts: Exclude<Value, null>[] = []
+    for (const at of this.#keyAt) {
+      const value = values[at] as Value
+      if (value === null) return keyOfUnkeyed(rowid)
+      parts.push(value)
+    }
+    return keyOf(parts)
+  }
+
+  /** Replaces text that JavaScript cannot hold by its bytes. Runs under the read lock of the row's statement. */
+  #settle(row: Value[]): number {
+    let bytes = 0
+    for (let i = this.#lead; i < row.length; i++) {
+      const value = row[i] as Value
+      if (typeof value === 'string') {
+        bytes += value.length
+        if (value.includes('\0') || value.includes('\ufffd')) row[i] = this.#rawText(row, i, value)
+      } else if (value instanceof Uint8Array) bytes += value.byteLength
+      else bytes += 8
+    }
+    return bytes
+  }
+
+  #rawText(row: readonly Value[], at: number, text: string): Value {
+    const name = (this.table.columns[at - this.#lead] as TableSpec['columns'][number]).name
+    const keyed = this.table.withoutRowid
+    const where = keyed ? this.table.key.map(part => `${ident(part)} is iif(?, cast(? as text), ?)`).join(' and ') : `${this.#rowid()} = ?`
+    // Key columns to the left of a hidden text have been settled already, those to the right may not have been.
+    const position = this.#positionOf(row)
+    const statement = this.#db.prepare(`select cast(${ident(name)} as blob) as bytes from ${ident(this.table.name)} where ${where}`)
+    const found = statement.get(...this.#bind(position))?.['bytes']
+    // A WITHOUT ROWID key that JavaScript cannot hold finds nothing by itself: look it up by its place instead.
+    const bytes = found instanceof Uint8Array ? found : this.#bytesByPlace(name, text)
+    if (!text.includes('\0') && this.#isPlain(bytes, text)) return text
+    return new RawText(bytes)
+  }
+
+  #bytesByPlace(name: string, text: string): Uint8Array {
+    const rows = this.#db.prepare(`select ${ident(name)} as value, cast(${ident(name)} as blob) as bytes from ${ident(this.table.name)}`).all()
+    const matches = rows.filter(row => row['value'] === text)
+    const [match] = matches
+    if (matches.length === 1 && match?.['bytes'] instanceof Uint8Array) return match['bytes']
+    throw new SourceUnreadableError(
+      this.table.name,
+      `column ${name} is part of the key and holds several texts that are not valid in the file's encoding`,
+      'Give these rows readable keys; the rest of the file was not touched.',
+    )
+  }
+
+  #isPlain(bytes: Uint8Array, text: string): boolean {
+    const encoding = Buffer.from(text, 'utf8')
+    if (encoding.equals(bytes)) return true
+    // In a UTF-16 file the bytes differ from UTF-8 although the text is whole.
+    return Buffer.from(text, 'utf16le').equals(bytes) || Buffer.from(text, 'utf16le').swap16().equals(bytes)
+  }
+
+  #oversized(last: Position | undefined): {row: RefusedRow; position: Position} {
+    const {name, key, withoutRowid, columns} = this.table
+    const order = withoutRowid ? key.map(ident) : [this.#rowid()]
+    const marks = withoutRowid ? order.map(() => 'iif(?, cast(? as text), ?)').join(', ') : '?'
+    const where = last === undefined ? '' : `where (${order.join(', ')}) > (${marks})`
+    const sizes = columns.map(column => `octet_length(${ident(column.name)})`)
+    const statement = this.#db.prepare(
+      `select ${[...order, ...key.map(ident), ...sizes].join(', ')} from ${ident(name)} ${where} order by ${order.join(', ')} limit 1`,
+    )
+    statement.setReadBigInts(true)
+    statement.setReturnArrays(true)
+    const found = statement.get(...(last === undefined ? [] : this.#bind(last))) as unknown as Value[]
+    const position = found.slice(0, order.length)
+    const keyValues = found.slice(order.length, order.length + key.length)
+    const rowid = withoutRowid ? 0n : (position[0] as bigint)
+    const large = columns
+      .map((column, i) => ({name: column.name, bytes: Number(found[order.length + key.length + i] ?? 0)}))
+      .sort((a, b) => b.bytes - a.bytes)[0]
+    const parts = keyValues.filter(value => value !== null)
+    const rowKey =
+      this.table.keyedBy === 'rowid' ? keyOfRowid(rowid) : parts.length < key.length ? keyOfUnkeyed(rowid) : keyOf(parts)
+    const reason = `column ${large?.name ?? '?'} holds ${large?.bytes ?? 0} bytes, more than the ${LONGEST_VALUE_BYTES} that can be mirrored`
+    return {row: {rowid, key: rowKey, reason}, position}
+  }
+}
+
+/** Three parameters a value, for `iif(?, cast(? as text), ?)`: a text that JavaScript cannot hold goes as its bytes. */
+function bindable(values: readonly Value[]): (bigint | number | string | Uint8Array | null)[] {
+  return values.flatMap(value => (value instanceof RawText ? [1, value.bytes, null] : [0, null, value]))
+}

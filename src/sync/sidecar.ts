@@ -1,0 +1,389 @@
+import {mkdirSync, rmSync} from 'node:fs'
+import {join} from 'node:path'
+import {DatabaseSync, type StatementSync} from 'node:sqlite'
+import type {Entry, Remembered} from '../source/capture.ts'
+
+// What the last cut knew of every source row: rowid, key, digest. A cache of the target's `_sync_hash` in a SQLite
+// file of our own: lost, stale or foreign, it is built anew. docs/concepts.md, "The sidecar".
+
+const FORMAT = '1'
+
+/** Where the sidecar stands with respect to Postgres. */
+export type Standing = 'in step' | 'intended' | 'unknown'
+
+export class Sidecar implements Disposable {
+  readonly #db: DatabaseSync
+  readonly #statements = new Map<string, StatementSync>()
+
+  private constructor(db: DatabaseSync) {
+    this.#db = db
+  }
+
+  /**
+   * Opens a deployment's sidecar; one that is damaged, of another format or of another deployment starts empty.
+   *
+   * @throws the file system's error when `stateDir` cannot be written.
+   */
+  static open(stateDir: string, deploymentId: string): Sidecar {
+    const folder = join(stateDir, 'sidecars')
+    mkdirSync(folder, {recursive: true, mode: 0o700})
+    const file = join(folder, `${deploymentId}.db`)
+    try {
+      const sidecar = new Sidecar(openFile(file))
+      if (sidecar.#meta('format') === FORMAT && sidecar.#meta('deployment') === deploymentId) return sidecar
+      sidecar[Symbol.dispose]()
+    } catch (error) {
+      if (!isDamage(error)) throw error
+    }
+    for (const suffix of ['', '-wal', '-shm']) rmSync(file + suffix, {force: true})
+    const fresh = new Sidecar(openFile(file))
+    fresh.#setMeta('format', FORMAT)
+    fresh.#setMeta('deployment', deploymentId)
+    return fresh
+  }
+
+  /** @param cutId the cut that Postgres says was committed last; `null` when none ever was. */
+  standing(cutId: string | null): Standing {
+    if (cutId === null) return this.#meta('cut') === undefined && this.tables().length === 0 ? 'in step' : 'unknown'
+    if (this.#meta('cut') === cutId) return 'in step'
+    return this.#meta('intent') === cutId ? 'intended' : 'unknown'
+  }
+
+  /** Source names of the tables that are remembered. */
+  tables(): string[] {
+    return this.#all('select name from tables order by id').map(row => row['name'] as string)
+  }
+
+  /** How many rows of a table are remembered. */
+  count(table: string): number {
+    const id = this.#findId(table)
+    if (id === undefined) return 0
+    const placed = this.#get(`select count(*) as n from s${id}`)?.['n'] as bigint
+    return Number(placed + (this.#get('select count(*) as n from adrift where t = ?', id)?.['n'] as bigint))
+  }
+
+  /** @returns up to `limit` entries spread over a table, to tell by content which table it is. */
+  sample(table: string, limit: number): Entry[] {
+    const id = this.#findId(table)
+    if (id === undefined) return []
+    const half = Math.ceil(limit / 2)
+    const ends = `select * from (select rid, key, digest from s${id} order by rid limit ${half})
+      union select * from (select rid, key, digest from s${id} order by rid desc limit ${half})`
+    return this.#all(ends).map(toEntry)
+  }
+
+  /** Begins a capture: what an interrupted one has left is void. Settled by {@link intend}, undone by {@link abandon}. */
+  begin(): void {
+    if (this.#db.isTransaction) this.#db.exec('rollback')
+    this.#db.exec('begin immediate')
+    this.#clearIntent()
+  }
+
+  /** Forgets what this capture has found so far, and goes on capturing. */
+  discard(): void {
+    this.#db.exec('rollback')
+    this.begin()
+  }
+
+  /** Ends a capture without a trace. */
+  abandon(): void {
+    if (this.#db.isTransaction) this.#db.exec('rollback')
+    this.#db.exec('delete from temp.aside; delete from temp.rows_aside; delete from temp.claimed')
+  }
+
+  /**
+   * Writes ahead what the cut will have changed. From here on a crash is settled by asking Postgres for its cut.
+   *
+   * @param isConsistent false when a row may have been met twice, before and after the app moved it: the place where
+   * it was met last counts, or its old place would look like a delete next time.
+   */
+  intend(cutId: string, isConsistent: boolean): void {
+    for (const {id} of isConsistent ? [] : this.#tables())
+      this.#run(
+        `insert or ignore into intent
+         select ${id}, rid, key, null from s${id} where key in (select key from intent where t = ${id} and digest is not null)`,
+      )
+    this.#setMeta('intent', cutId)
+    this.#db.exec('commit')
+  }
+
+  /** Makes the intent of `cutId` true, after Postgres committed it. A loser of that race finds nothing to settle. */
+  settle(cutId: string): void {
+    if (this.#meta('intent') !== cutId) return
+    this.#db.exec('begin immediate')
+    try {
+      for (const {id} of this.#tables()) {
+        this.#run(`delete from s${id} where rid in (select rid from intent where t = ${id} and digest is null)`)
+        this.#run(`insert or replace into s${id} select rid, key, digest from intent where t = ${id} and digest is not null`)
+      }
+      this.#run('delete from adrift where (t, key) in (select t, key from intent_adrift where digest is null)')
+      this.#run('insert or replace into adrift select t, key, digest from intent_adrift where digest is not null')
+      for (const {name} of this.#all('select name from intent_dropped')) this.#drop(name as string)
+      this.#setMeta('cut', cutId)
+      this.#clearIntent()
+      this.#db.exec('commit')
+    } catch (error) {
+      this.#db.exec('rollback')
+      throw error
+    }
+  }
+
+  /** Empties the sidecar, to be filled by {@link recall} from what the target knows. */
+  reset(): void {
+    this.abandon()
+    this.#db.exec('begin immediate')
+    for (const name of this.tables()) this.#drop(name)
+    this.#clearIntent()
+    this.#run("delete from meta where name in ('cut', 'intent', 'fingerprint', 'identity')")
+    this.#db.exec('commit')
+  }
+
+  /** Remembers rows of the target whose place in the source is not known. */
+  recall(table: string, rows: readonly {key: string; digest: Uint8Array}[]): void {
+    const id = this.#id(table)
+    this.#db.exec('begin immediate')
+    for (const {key, digest} of rows) this.#run('insert or replace into adrift values (?, ?, ?)', id, key, digest)
+    this.#db.exec('commit')
+  }
+
+  /** Ends {@link reset}: the sidecar now stands at this cut. */
+  standAt(cutId: string): void {
+    this.#setMeta('cut', cutId)
+  }
+
+  /** Begins a committed chunk of a first load: rows go straight in, there is nothing to compare them with. */
+  beginChunk(): void {
+    this.#db.exec('begin immediate')
+  }
+
+  append(table: string, entry: Entry, withoutRowid: boolean): void {
+    const id = this.#id(table)
+    if (withoutRowid) this.#run('insert or replace into adrift values (?, ?, ?)', id, entry.key, entry.digest)
+    else this.#run(`insert or replace into s${id} values (?, ?, ?)`, entry.rowid, entry.key, entry.digest)
+  }
+
+  /** Ends a chunk after Postgres committed it as `cutId`. */
+  commitChunk(cutId: string): void {
+    this.#setMeta('cut', cutId)
+    this.#db.exec('commit')
+  }
+
+  /** Keeps only the last place of each key, for a load during which the app moved rows. Part of a chunk. */
+  keepLastPlaces(table: string): void {
+    const id = this.#id(table)
+    this.#run(`delete from s${id} where rid not in (select max(rid) from s${id} group by key)`)
+  }
+
+  /** Follows a table that the app renamed. Part of the current capture. */
+  rename(from: string, to: string): void {
+    this.#run('update tables set name = ? where name = ?', to, from)
+  }
+
+  /** Makes sure a table is remembered, if only as empty. Part of the current capture. */
+  know(table: string): void {
+    this.#id(table)
+  }
+
+  /** Forgets a table when the cut is settled. Part of the current capture. */
+  forget(table: string): void {
+    this.#run('insert or ignore into intent_dropped values (?)', table)
+  }
+
+  /** Keys and rowids of a table, for its rows to be tombstoned with it. */
+  *keys(table: string): Iterable<string> {
+    const id = this.#findId(table)
+    if (id === undefined) return
+    const keys = this.#db.prepare(`select key from s${id} union all select key from adrift where t = ${id}`)
+    for (const row of keys.iterate()) yield row['key'] as string
+  }
+
+  /** Remembers that the row now is as captured. Part of the current capture. */
+  remember(table: string, entry: Entry, withoutRowid: boolean): void {
+    const id = this.#id(table)
+    if (withoutRowid) this.#run('insert or replace into intent_adrift values (?, ?, ?)', id, entry.key, entry.digest)
+    else this.#run('insert or replace into intent values (?, ?, ?, ?)', id, entry.rowid, entry.key, entry.digest)
+  }
+
+  /** A note beside the entries, e.g. the source's fingerprint; `undefined` forgets it. */
+  note(name: 'fingerprint' | 'identity', value: string | undefined): void {
+    if (value === undefined) this.#run('delete from meta where name = ?', name)
+    else this.#setMeta(name, value)
+  }
+
+  noted(name: 'fingerprint' | 'identity'): string | undefined {
+    return this.#meta(name)
+  }
+
+  /** What is remembered of one table, for a capture to compare with. */
+  remembered(table: string): Remembered & {tombstoned(key: string): void} {
+    const id = this.#id(table)
+    const hasAdrift = this.#get('select 1 from adrift where t = ? limit 1', id) !== undefined
+    let hasAside = this.#get('select 1 from temp.aside where t = ? limit 1', id) !== undefined
+    const markAdrift = (key: string) => {
+      this.#run('insert or ignore into temp.claimed values (?, ?)', id, key)
+      // Claimed by a row whose place is now known, or gone: either way no longer adrift. A later `remember` of a
+      // WITHOUT ROWID row replaces this line, and `keep` takes it back.
+      this.#run('insert or ignore into intent_adrift values (?, ?, null)', id, key)
+    }
+    return {
+      range: (after, upTo) => {
+        const low = after === undefined ? '' : 'and rid > ?'
+        const high = upTo === undefined ? '' : 'and rid <= ?'
+        const bounds = [after, upTo].filter(bound => bound !== undefined)
+        return this.#all(`select rid, key, digest from s${id} where true ${low} ${high} order by rid`, ...bounds).map(toEntry)
+      },
+      highestRowid: () => this.#get(`select max(rid) as rid from s${id}`)?.['rid'] as bigint | undefined ?? undefined,
+      setAside: entry => {
+        hasAside = true
+        this.#run('insert or replace into temp.aside values (?, ?, ?, ?, 0)', id, entry.key, entry.rowid, entry.digest)
+        this.#run('insert or ignore into intent values (?, ?, ?, null)', id, entry.rowid, entry.key)
+      },
+      setAsideRow: ({rowid, key, digest}) => {
+        this.#run('insert or replace into temp.rows_aside values (?, ?, ?, ?)', id, rowid, key, digest)
+      },
+      claim: key => {
+        if (hasAside) {
+          const entry = this.#get('update temp.aside set claimed = 1 where t = ? and key = ? and claimed = 0 returning digest', id, key)
+          if (entry !== undefined) return entry['digest'] as Uint8Array
+        }
+        if (!hasAdrift) return undefined
+        const entry = this.#get(
+          'select digest from adrift where t = ?1 and key = ?2 and not exists (select 1 from temp.claimed where t = ?1 and key = ?2)',
+          id,
+          key,
+        )
+        if (entry === undefined) return undefined
+        markAdrift(key)
+        return entry['digest'] as Uint8Array
+      },
+      rowsAside: (after, limit) =>
+        this.#all(
+          `select rid, key, digest from temp.rows_aside where t = ? ${after === undefined ? '' : 'and rid > ?'} order by rid limit ${limit}`,
+          ...(after === undefined ? [id] : [id, after]),
+        ).map(toEntry),
+      unclaimed: (after, limit) =>
+        this.#all(
+          `select key from temp.aside where t = ?1 and claimed = 0 and (?2 is null or key > ?2)
+           union
+           select key from adrift where t = ?1 and (?2 is null or key > ?2) and not exists (select 1 from temp.claimed c where c.t = ?1 and c.key = adrift.key)
+           order by key limit ${limit}`,
+          id,
+          after ?? null,
+        ).map(row => row['key'] as string),
+      keep: key => {
+        const entry =
+          this.#get('update temp.aside set claimed = 1 where t = ? and key = ? returning digest', id, key) ??
+          this.#get('select digest from adrift where t = ? and key = ?', id, key)
+        if (entry === undefined) return
+        this.#run('insert or ignore into temp.claimed values (?, ?)', id, key)
+        this.#run('insert or replace into intent_adrift values (?, ?, ?)', id, key, entry['digest'] as Uint8Array)
+      },
+      tombstoned: key => {
+        if (this.#get('update temp.aside set claimed = 1 where t = ? and key = ? and claimed = 0 returning 1', id, key) === undefined)
+          markAdrift(key)
+      },
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.#statements.clear()
+    this.#db.close()
+  }
+
+  #tables(): {id: number; name: string}[] {
+    return this.#all('select id, name from tables').map(row => ({id: Number(row['id']), name: row['name'] as string}))
+  }
+
+  #findId(table: string): number | undefined {
+    const row = this.#get('select id from tables where name = ?', table)
+    return row === undefined ? undefined : Number(row['id'])
+  }
+
+  #id(table: string): number {
+    const known = this.#findId(table)
+    if (known !== undefined) return known
+    const id = Number(this.#get('insert into tables (name) values (?) returning id', table)?.['id'])
+    this.#db.exec(`create table s${id} (rid integer primary key, key text not null, digest blob not null)`)
+    return id
+  }
+
+  #drop(table: string): void {
+    const id = this.#findId(table)
+    if (id === undefined) return
+    for (const sql of this.#statements.keys()) if (sql.includes(`s${id} `)) this.#statements.delete(sql)
+    this.#db.exec(`drop table s${id}`)
+    this.#run('delete from adrift where t = ?', id)
+    this.#run('delete from tables where id = ?', id)
+  }
+
+  #clearIntent(): void {
+    this.#db.exec(`delete from intent; delete from intent_adrift; delete from intent_dropped; delete from meta where name = 'intent';
+      delete from temp.aside; delete from temp.rows_aside; delete from temp.claimed`)
+  }
+
+  #meta(name: string): string | undefined {
+    return this.#get('select value from meta where name = ?', name)?.['value'] as string | undefined
+  }
+
+  #setMeta(name: string, value: string): void {
+    this.#run('insert or replace into meta values (?, ?)', name, value)
+  }
+
+  #get(sql: string, ...values: Bindable[]): Record<string, unknown> | undefined {
+    return this.#statement(sql).get(...values)
+  }
+
+  #all(sql: string, ...values: Bindable[]): Record<string, unknown>[] {
+    return this.#statement(sql).all(...values)
+  }
+
+  #run(sql: string, ...values: Bindable[]): void {
+    this.#statement(sql).run(...values)
+  }
+
+  #statement(sql: string): StatementSync {
+    let statement = this.#statements.get(sql)
+    if (statement === undefined) {
+      statement = this.#db.prepare(sql)
+      statement.setReadBigInts(true)
+      this.#statements.set(sql, statement)
+    }
+    return statement
+  }
+}
+
+type Bindable = string | number | bigint | Uint8Array | null
+
+function toEntry(row: Record<string, unknown>): Entry {
+  return {rowid: row['rid'] as bigint, key: row['key'] as string, digest: row['digest'] as Uint8Array}
+}
+
+function openFile(file: string): DatabaseSync {
+  const db = new DatabaseSync(file, {timeout: 5_000})
+  try {
+    db.exec(`
+      pragma journal_mode = wal;
+      pragma synchronous = normal;
+      pragma cache_size = -16000;
+      create table if not exists meta (name text primary key, value text not null) without rowid;
+      create table if not exists tables (id integer primary key autoincrement, name text not null unique);
+      create table if not exists adrift (t integer, key text, digest blob not null, primary key (t, key)) without rowid;
+      create table if not exists intent (t integer, rid integer, key text, digest blob, primary key (t, rid)) without rowid;
+      create table if not exists intent_adrift (t integer, key text, digest blob, primary key (t, key)) without rowid;
+      create table if not exists intent_dropped (name text primary key) without rowid;
+      create temp table aside (t integer, key text, rid integer, digest blob, claimed integer, primary key (t, key)) without rowid;
+      create temp table rows_aside (t integer, rid integer, key text, digest blob, primary key (t, rid)) without rowid;
+      create temp table claimed (t integer, key text, primary key (t, key)) without rowid;
+    `)
+    return db
+  } catch (error) {
+    db.close()
+    throw error
+  }
+}
+
+/** SQLITE_CORRUPT, SQLITE_NOTADB, SQLITE_ERROR (another layout): the cache is no good. Anything else is a real failure. */
+function isDamage(error: unknown): boolean {
+  if (!(error instanceof Error) || !('errcode' in error) || typeof error.errcode !== 'number') return false
+  return [1, 11, 26].includes(error.errcode & 0xff)
+}
