@@ -1,0 +1,160 @@
+import {readFileSync} from 'node:fs'
+import type {Config, Env} from '../config/config.ts'
+import {progressOn} from '../telemetry/progress.ts'
+import {CancelledError, questions} from './ask.ts'
+import type {Context} from './command.ts'
+import {commands, groups} from './commands.ts'
+import {parse, type CommandList, type Screen} from './parse.ts'
+import {failureOf, failureText} from './report.ts'
+
+/** The process as a command line sees it: its streams, and the signals that stop it. */
+export type Io = {
+  readonly stdin: NodeJS.ReadStream
+  readonly stdout: NodeJS.WriteStream
+  readonly stderr: NodeJS.WriteStream
+  on(event: StopSignal, listener: () => void): unknown
+  off(event: StopSignal, listener: () => void): unknown
+  /** Ends the process as the signal would have. */
+  kill(pid: number, signal: StopSignal): unknown
+  readonly pid: number
+}
+
+type StopSignal = 'SIGINT' | 'SIGTERM'
+
+const signalNumbers: Readonly<Record<StopSignal, number>> = {SIGINT: 2, SIGTERM: 15}
+const SIGPIPE = 13
+
+/** Why a command was asked to stop. Named as Node names aborted work, whose errors may stand in for this one. */
+class StoppedError extends Error {
+  override readonly name = 'AbortError'
+  readonly exitCode: number
+
+  constructor(what: string, exitCode: number) {
+    super(what)
+    this.exitCode = exitCode
+  }
+}
+
+/**
+ * Runs one command line.
+ *
+ * @returns the exit code. Errors have been told by then: on standard error, with --json on standard output.
+ */
+export async function main(
+  argv: readonly string[],
+  env: Env,
+  io: Io,
+  list: CommandList = {commands, groups},
+): Promise<number> {
+  const json = argv.includes('--json')
+  using stopping = stopOn(io)
+  const {signal} = stopping
+  try {
+    const asked = await parse(argv, list, screenOf(io, env))
+    if (asked.what === 'run') {
+      return (await asked.command.run(asked.args, contextOf(env, io, json, signal))) ?? 0
+    }
+    if (asked.what === 'help') io.stdout.write(asked.text)
+    else io.stdout.write(json ? `${JSON.stringify({version: version()})}\n` : `${version()}\n`)
+    return 0
+  } catch (error) {
+    if (isStop(error, signal)) return stopCode(signal)
+    const failure = failureOf(error)
+    const {code, message, next} = failure
+    if (json) io.stdout.write(`${JSON.stringify({error: {code, message, next}})}\n`)
+    else io.stderr.write(`${failureText(failure)}\n`)
+    if (/^(debug|trace)$/.test(env.LOG_LEVEL ?? '') && error instanceof Error)
+      io.stderr.write(`${error.stack ?? ''}\n`)
+    return failure.exitCode
+  }
+}
+
+function contextOf(env: Env, io: Io, json: boolean, signal: AbortSignal): Context {
+  const isTerminal = io.stdin.isTTY && io.stderr.isTTY
+  let config: Promise<Config> | undefined
+  // Loaded by whoever needs it: a command that reads no setting must not fail because one is wrong.
+  const load = () => (config ??= import('../config/config.ts').then(({loadConfig}) => loadConfig(env)))
+  return {
+    out: (document, text) => io.stdout.write(`${json ? jsonOf(document) : text}\n`),
+    err: text => io.stderr.write(`${text}\n`),
+    json,
+    signal,
+    env,
+    config: load,
+    async log() {
+      const [{createLog}, {logLevel, logFormat}] = await Promise.all([import('../telemetry/log.ts'), load()])
+      return createLog({level: logLevel, format: logFormat, stream: io.stderr})
+    },
+    progress: () => progressOn(io.stderr, env),
+    isTerminal,
+    ...questions({stdin: io.stdin, stderr: io.stderr, isTerminal}, signal),
+  }
+}
+
+/** Whole numbers of 64 bits are numbers where JSON's readers keep them exact, else strings. */
+function jsonOf(document: unknown): string {
+  return JSON.stringify(document, (_key, value: unknown) =>
+    typeof value !== 'bigint' ? value : Number.isSafeInteger(Number(value)) ? Number(value) : String(value),
+  )
+}
+
+// npm and terminals may deliver one Ctrl-C twice; a person needs longer than this for a second one.
+const sameKeypressMs = 300
+
+/**
+ * Aborts its signal on SIGINT, on SIGTERM, and when the reader of standard output has gone (`| head`). A second Ctrl-C
+ * ends the process as it would have without us.
+ */
+function stopOn(io: Io): Disposable & {readonly signal: AbortSignal} {
+  const stop = new AbortController()
+  let firstAt: number | undefined
+  const listeners = (['SIGINT', 'SIGTERM'] as const).map(name => ({
+    name,
+    listener: () => {
+      const at = performance.now()
+      if (firstAt === undefined) {
+        firstAt = at
+        stop.abort(new StoppedError(name, 128 + signalNumbers[name]))
+      } else if (at - firstAt > sameKeypressMs) {
+        off()
+        io.kill(io.pid, name)
+      }
+    },
+  }))
+  const off = () => {
+    for (const {name, listener} of listeners) io.off(name, listener)
+  }
+  for (const {name, listener} of listeners) io.on(name, listener)
+  io.stdout.on('error', (error: NodeJS.ErrnoException) => {
+    stop.abort(error.code === 'EPIPE' ? new StoppedError('EPIPE', 128 + SIGPIPE) : error)
+  })
+  // Nobody is left to tell.
+  io.stderr.on('error', () => undefined)
+  return {signal: stop.signal, [Symbol.dispose]: off}
+}
+
+function isStop(error: unknown, signal: AbortSignal): boolean {
+  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+    if (cause instanceof CancelledError) return true
+    if (signal.aborted && (cause === signal.reason || cause.name === 'AbortError')) return true
+  }
+  return false
+}
+
+function stopCode({reason}: AbortSignal): number {
+  return reason instanceof StoppedError ? reason.exitCode : 128 + signalNumbers.SIGINT
+}
+
+function screenOf({stdout}: Io, env: Env): Screen {
+  return {
+    columns: Math.min(stdout.isTTY ? stdout.columns : 80, 100),
+    hasColours: stdout.isTTY && (env.NO_COLOR ?? '') === '',
+  }
+}
+
+function version(): string {
+  const {version} = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+    version: string
+  }
+  return version
+}
