@@ -1,8 +1,10 @@
 import {existsSync, renameSync, rmSync, statSync} from 'node:fs'
 import {DatabaseSync, type SQLInputValue} from 'node:sqlite'
 import {UsageError} from '../core/errors.ts'
+import {chatMessageRow, composeChat, models, type Chat} from './chat.ts'
 import {random, type Random} from './random.ts'
-import {shapes, type Version} from './schema.ts'
+import {columnsOf, type Row} from './rows.ts'
+import {migrations, shapes, type Version} from './schema.ts'
 import {asciiJson, passageOf, phrasebook, type Passage, type Phrasebook} from './text.ts'
 
 /** How much a sample holds; everything else (tags, folders, files, feedback, …) follows from these. */
@@ -75,8 +77,6 @@ export function generate(file: string, options: SampleOptions): Sample {
   }
 }
 
-type Row = Readonly<Record<string, SQLInputValue | undefined>>
-
 /** What every part of the content draws on. */
 type World = {
   readonly options: SampleOptions
@@ -120,36 +120,11 @@ function fill(db: DatabaseSync, revision: string, options: SampleOptions): numbe
   return rows()
 }
 
-/** The migrations of the time before Alembic; upgraded files keep their list for ever. */
-const migrations = [
-  '001_initial_schema',
-  '002_add_local_sharing',
-  '003_add_auth_api_key',
-  '004_add_archived',
-  '005_add_updated_at',
-  '006_migrate_timestamps_and_charfields',
-  '007_add_user_last_active_at',
-  '008_add_memory',
-  '009_add_models',
-  '010_migrate_modelfiles_to_models',
-  '011_add_user_settings',
-  '012_add_tools',
-  '013_add_user_info',
-  '014_add_files',
-  '015_add_functions',
-  '016_add_valves_and_is_active',
-  '017_add_user_oauth_sub',
-  '018_add_function_is_global',
-]
-
 function inserter(db: DatabaseSync): Pick<World, 'insert'> & {readonly rows: () => number} {
   const prepared = new Map<string, (row: Row) => void>()
   let written = 0
   const prepare = (table: string) => {
-    const columns = db
-      .prepare('select name from pragma_table_info(?)')
-      .all(table)
-      .map(column => column['name'] as string)
+    const columns = columnsOf(db, table)
     if (columns.length === 0) return () => undefined
     const marks = columns.map(() => '?').join(', ')
     const statement = db.prepare(`insert into "${table}" values (${marks})`)
@@ -297,29 +272,11 @@ function fillFolders({chance, say, insert, users}: World): ReadonlyMap<string, s
   return folders
 }
 
-const models = ['llama3.1:8b', 'gemma3:27b', 'qwen2.5-coder:14b', 'gpt-4o', 'my-assistant']
-
-type ChatMessage = {
-  readonly id: string
-  readonly role: 'user' | 'assistant'
-  readonly content: Passage
-  readonly at: number
-  readonly model: string
-}
-
-type Chat = {
-  readonly id: string
-  readonly user: string
-  readonly title: string
-  readonly json: string
-  readonly messages: readonly ChatMessage[]
-  readonly at: number
-}
-
 /** @returns a few of the chats, for what refers to them. */
 function fillChats(world: World, folders: ReadonlyMap<string, string>): readonly Chat[] {
   const {chance, say, insert, users, options, tick} = world
   const keepsClones = options.version === '0.6.31' || options.version === '0.8.12'
+  const chatBytes = options.chatBytes ?? meanChatBytes
   const some: Chat[] = []
   for (let i = 0; i < options.chats; i++) {
     const user = chance.pick(users)
@@ -327,7 +284,7 @@ function fillChats(world: World, folders: ReadonlyMap<string, string>): readonly
     const isImported = chance.chance(0.3)
     const second = newest - 400 * daySeconds + chance.below(390 * daySeconds)
     const at = isImported ? second - (second % 3_600) : second
-    const chat = composeChat(world, user, at, awkwardChats[i])
+    const chat = composeChat(chance, say, {user, at, bytes: chatBytes, opening: awkwardChats[i]})
     if (some.length < 20 + options.chats / 20) some.push(chat)
     const isShared = chance.chance(0.03)
     const shareId = isShared ? chance.uuid() : undefined
@@ -355,28 +312,6 @@ function fillChats(world: World, folders: ReadonlyMap<string, string>): readonly
   return some
 }
 
-function chatMessageRow(chat: Chat, {id, role, content, at, model}: ChatMessage): Row {
-  const none = 'null'
-  return {
-    id: `${chat.id}-${id}`,
-    chat_id: chat.id,
-    user_id: chat.user,
-    role,
-    content: `"${content.escaped}"`,
-    output: none,
-    model_id: role === 'assistant' ? model : undefined,
-    files: none,
-    sources: none,
-    embeds: none,
-    done: 1,
-    status_history: none,
-    error: none,
-    usage: role === 'assistant' ? asciiJson({prompt_tokens: id.length, completion_tokens: 170}) : none,
-    created_at: at,
-    updated_at: at,
-  }
-}
-
 /** How the first chats open. */
 const awkwardChats: readonly Passage[] = [
   // Written by releases up to 0.6.31, refused by jsonb.
@@ -384,42 +319,6 @@ const awkwardChats: readonly Passage[] = [
   {plain: '', escaped: 'half a pair \\ud83d and the other \\udc0d'},
   passageOf('€ $1 \\u0041 is not an escape here'),
 ]
-
-/** One chat, beginning with `opening` if given: content stands twice in it, by message id under `history` and in order under `messages`. */
-function composeChat({chance, say, options}: World, user: string, at: number, opening?: Passage): Chat {
-  const mean = options.chatBytes ?? meanChatBytes
-  const target = Math.min(3.4 * mean, Math.max(mean / 7, chance.logNormal(mean, 0.6)))
-  const model = chance.pick(models)
-  const title = say.title()
-  const messages: ChatMessage[] = []
-  let bytes = 450
-  while (bytes < target || messages.length % 2 === 1) {
-    const role = messages.length % 2 === 0 ? 'user' : 'assistant'
-    const wanted = role === 'user' ? 60 + chance.below(300) : 250 + chance.below(1_800)
-    const usual = say.passage(Math.max(40, Math.min(wanted, (target - bytes) / 2 - 700)))
-    const content = messages.length === 0 ? (opening ?? usual) : usual
-    messages.push({id: chance.uuid(), role, content, at: at + messages.length * 20, model})
-    bytes += 2 * (content.escaped.length + (role === 'user' ? 270 : 480))
-  }
-  const bodies = messages.map((message, i) => messageJson(message, messages[i - 1]?.id, messages[i + 1]?.id))
-  const byId = messages.map(({id}, i) => `"${id}": ${bodies[i] ?? ''}`).join(', ')
-  const current = messages.at(-1)?.id ?? ''
-  const json =
-    `{"id": "", "title": ${asciiJson(title)}, "models": ["${model}"], "params": {}, ` +
-    `"history": {"messages": {${byId}}, "currentId": "${current}"}, "messages": [${bodies.join(', ')}], ` +
-    `"tags": [], "timestamp": ${at}000, "files": []}`
-  return {id: chance.uuid(), user, title, json, messages, at}
-}
-
-function messageJson(message: ChatMessage, parent: string | undefined, child: string | undefined): string {
-  const {id, role, content, at, model} = message
-  const head =
-    `{"id": "${id}", "parentId": ${parent === undefined ? 'null' : `"${parent}"`}, ` +
-    `"childrenIds": [${child === undefined ? '' : `"${child}"`}], "role": "${role}", "content": "${content.escaped}", `
-  if (role === 'user') return `${head}"timestamp": ${at}, "models": ["${model}"]}`
-  const usage = `{"response_token/s": 49.42, "total_duration": 1802822648, "prompt_tokens": 374, "completion_tokens": ${content.plain.length}}`
-  return `${head}"model": "${model}", "modelName": "${model}", "modelIdx": 0, "userContext": null, "timestamp": ${at}, "done": true, "usage": ${usage}}`
-}
 
 function fillFeedback({chance, say, insert}: World, chats: readonly Chat[]): void {
   for (const chat of chats) {

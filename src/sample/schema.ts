@@ -423,3 +423,25 @@ export const shapes: Readonly<Record<Version, Shape>> = {
   '0.10.2': {ddl: [...steady, ...since08, ...since010, ...indexes], revision: '42e2978c7933'},
   '0.11': {ddl: [...steady, ...since08, ...since010, ...indexes, ...since011], revision: 'd4c1a8e37b62'},
 }
+
+/** The migrations of the time before Alembic; upgraded files keep their list for ever. */
+export const migrations = [
+  '001_initial_schema',
+  '002_add_local_sharing',
+  '003_add_auth_api_key',
+  '004_add_archived',
+  '005_add_updated_at',
+  '006_migrate_timestamps_and_charfields',
+  '007_add_user_last_active_at',
+  '008_add_memory',
+  '009_add_models',
+  '010_migrate_modelfiles_to_models',
+  '011_add_user_settings',
+  '012_add_tools',
+  '013_add_user_info',
+  '014_add_files',
+  '015_add_functions',
+  '016_add_valves_and_is_active',
+  '017_add_user_oauth_sub',
+  '018_add_function_is_global',
+]
