@@ -29,6 +29,8 @@ export type ConnectOptions = {
 const CONNECT_WITHIN_MS = 10_000
 const CLOSE_WITHIN_MS = 3_000
 
+const ignore = () => undefined
+
 /** Makes a pool. Nothing is sent before its first use. No password, setting or statement name outlives a connection. */
 export function connect(endpoint: Endpoint, options: ConnectOptions): Pool {
   const {applicationName} = options
@@ -55,7 +57,7 @@ export function connect(endpoint: Endpoint, options: ConnectOptions): Pool {
       clients.add(this)
       this.once('end', () => clients.delete(this))
       // A lost connection fails its statement; without a listener the event would end the process.
-      this.on('error', () => undefined)
+      this.on('error', ignore)
     }
 
     // The driver would add PGOPTIONS and time limits, which poolers drop or refuse.
@@ -65,16 +67,26 @@ export function connect(endpoint: Endpoint, options: ConnectOptions): Pool {
   }
 
   const pool = new pg.Pool({max: options.max ?? 10, Client, idleTimeoutMillis: 30_000})
-  pool.on('error', () => undefined)
+  pool.on('error', ignore)
 
+  let ending: Promise<void> | undefined
+  const waiting = new Set<(reason: Error) => void>()
   const checkOut = async (): Promise<Session> => {
-    let client: pg.PoolClient
+    const checkedOut = pool.connect()
+    // The driver's pool forgets whoever waits when it ends.
+    const gaveUp = Promise.withResolvers<never>()
+    waiting.add(gaveUp.reject)
     try {
-      client = await pool.connect()
+      const client = await Promise.race([checkedOut, gaveUp.promise])
+      return new Session(client, endpoint.display, options.answerWithinMs)
     } catch (error) {
-      throw translate(error, 'connect', endpoint.display)
+      checkedOut.then(client => {
+        client.release(true)
+      }, ignore)
+      throw ending ? error : translate(error, 'connect', endpoint.display)
+    } finally {
+      waiting.delete(gaveUp.reject)
     }
-    return new Session(client, endpoint.display, options.answerWithinMs)
   }
 
   const begin: Pool['begin'] = async (work, beginOptions) => {
@@ -97,10 +109,10 @@ export function connect(endpoint: Endpoint, options: ConnectOptions): Pool {
 
   const reserve = async (): Promise<Connection> => dedicated(await checkOut())
 
-  let ending: Promise<void> | undefined
   const end = () =>
     (ending ??= (async () => {
       const closed = pool.end()
+      for (const giveUp of waiting) giveUp(new Error('the pool was closed before a connection was free'))
       await Promise.race([closed, sleep(CLOSE_WITHIN_MS, undefined, {ref: false})])
       for (const client of clients) client.connection.stream.destroy()
       // Whoever still holds a connection has just lost it and will give it back.
@@ -156,7 +168,7 @@ class Session {
   /** One after the other, in the order of the calls: siblings that share a transaction do not mix their messages. */
   async exclusively<T>(work: () => Promise<T>, during: During): Promise<T> {
     const turn = this.#tail.then(work)
-    this.#tail = turn.catch(() => undefined)
+    this.#tail = turn.catch(ignore)
     try {
       return await turn
     } catch (error) {
@@ -214,7 +226,7 @@ async function transaction<T>(
   } catch (error) {
     scope.isOver = true
     // A failed rollback leaves a connection that is not clean; `release` sees that and drops it.
-    await session.command('rollback', 'transaction').catch(() => undefined)
+    await session.command('rollback', 'transaction').catch(ignore)
     throw error
   }
   scope.isOver = true
@@ -290,7 +302,7 @@ function dedicated(session: Session): Connection {
     begin<T>(work: (tx: Tx) => Promise<T>, options?: BeginOptions): Promise<T> {
       // One connection has one transaction at a time: the next one waits for it.
       const turn = transactions.then(() => transaction(session, work, options))
-      transactions = turn.catch(() => undefined)
+      transactions = turn.catch(ignore)
       return turn
     },
     onNotify(callback: (channel: string, payload: string) => void) {
@@ -313,41 +325,46 @@ async function copyFrom(
 ): Promise<number> {
   signal?.throwIfAborted()
   const stream = copyFromStream(textOf(statement), {highWaterMark: 1 << 18})
-  // The stream reports a server's error as an event and nothing else, so every wait below races with it.
-  const refused = Promise.withResolvers<never>()
-  refused.promise.catch(() => undefined)
-  stream.on('error', refused.reject)
-  const aborted = Promise.withResolvers<never>()
-  aborted.promise.catch(() => undefined)
-  const abort = () => {
-    aborted.reject(signal?.reason)
+  // The stream reports a server's error as an event and nothing else, so each wait below can be interrupted by it.
+  // Not by `Promise.race` with one long-lived promise: that one would hold every chunk until the end.
+  let interrupt: (reason: unknown) => void = () => undefined
+  let failure: {readonly reason: unknown} | undefined
+  const server = {hasRefused: false}
+  const fail = (reason: unknown) => {
+    failure ??= {reason}
+    interrupt(reason)
   }
+  const orFailure = <T>(work: Promise<T>): Promise<T> =>
+    new Promise((resolve, reject) => {
+      interrupt = reject
+      work.then(resolve, reject)
+      if (failure) interrupt(failure.reason)
+    })
+  const abort = () => {
+    fail(signal?.reason)
+  }
+  stream.on('error', error => {
+    server.hasRefused = true
+    fail(error)
+  })
   signal?.addEventListener('abort', abort)
   session.client.query(stream)
 
   const chunks = source[Symbol.asyncIterator]()
   try {
     for (;;) {
-      const next = await Promise.race([chunks.next(), refused.promise, aborted.promise])
+      const next = await orFailure(chunks.next())
       if (next.done === true) break
       // One chunk at a time: waiting for each write is the back-pressure.
-      const written = Promise.withResolvers<undefined>()
-      stream.write(next.value, error => {
-        if (error) written.reject(error)
-        else written.resolve(undefined)
-      })
-      await Promise.race([session.answered(written.promise), refused.promise, aborted.promise])
+      await orFailure(session.answered(written(stream, next.value)))
     }
-    const finished = Promise.withResolvers<undefined>()
-    stream.end(() => {
-      finished.resolve(undefined)
-    })
-    await Promise.race([session.answered(finished.promise), refused.promise])
+    await orFailure(session.answered(new Promise<void>(resolve => stream.end(resolve))))
     return stream.rowCount
   } catch (error) {
-    await failCopy(stream, refused.promise, session)
-    // Not awaited: a source that hangs is why there is a signal.
-    void Promise.resolve(chunks.return?.()).catch(() => undefined)
+    if (!server.hasRefused) await failCopy(stream, session)
+    const closed = Promise.resolve(chunks.return?.()).catch(ignore)
+    // A source that hangs is why there is a signal: an aborted one closes when it can.
+    if (!signal?.aborted) await closed
     throw error
   } finally {
     signal?.removeEventListener('abort', abort)
@@ -356,15 +373,25 @@ async function copyFrom(
 
 type CopyIn = ReturnType<typeof copyFromStream>
 
-/** Sends CopyFail unless the server has refused already, and waits until the server has taken note. */
-async function failCopy(stream: CopyIn, refused: Promise<never>, session: Session): Promise<void> {
-  const pending = Symbol('pending')
-  const state = await Promise.race([refused.catch(() => 'refused'), Promise.resolve(pending)])
-  if (state !== pending || stream.destroyed) return
-  const closed = once(stream, 'close').catch(() => undefined)
+function written(stream: CopyIn, chunk: Uint8Array): Promise<void> {
+  return new Promise((resolve, reject) => {
+    stream.write(chunk, error => {
+      if (error) reject(error)
+      else resolve()
+    })
+  })
+}
+
+/** Sends CopyFail and waits until the server has taken note, so that the connection takes the next statement. */
+async function failCopy(stream: CopyIn, session: Session): Promise<void> {
+  const closed = new Promise(resolve => stream.once('close', resolve))
   // The reason goes into the server's log, so it says nothing about the rows.
   stream.destroy(new Error('the source of the rows failed'))
-  await session.answered(closed)
+  const timer = setTimeout(() => {
+    session.cut(new Error('Connection terminated: the server did not acknowledge the end of a COPY'))
+  }, CLOSE_WITHIN_MS)
+  await closed
+  clearTimeout(timer)
 }
 
 async function* copyTo(
@@ -379,12 +406,12 @@ async function* copyTo(
     started.resolve(undefined)
     return turn.promise
   }, 'transaction')
-  whole.catch(() => undefined)
+  whole.catch(ignore)
   await started.promise
 
   const stream = copyToStream(textOf(statement))
   // It can still fail after its reader has left.
-  stream.on('error', () => undefined)
+  stream.on('error', ignore)
   const cut = () => {
     session.cut(new Error('Connection terminated: the copy was left before its end'))
   }

@@ -195,7 +195,8 @@ export class DataError extends SyncError {
   readonly line: number | undefined
 
   constructor(cause: pg.DatabaseError) {
-    const line = /^COPY .*?, line (\d+)/.exec(cause.where ?? '')?.[1]
+    // The server may speak another language than English.
+    const line = /^COPY .*?, \p{L}+ (\d+)/mu.exec(cause.where ?? '')?.[1]
     const where = [cause.table && `table ${cause.table}`, cause.column && `column ${cause.column}`].filter(
       Boolean,
     )
@@ -320,21 +321,24 @@ const brokenMessages =
   /^(Connection terminated|Client has encountered a connection error|Client was closed|This socket has been ended|write after end)/
 
 function isBroken(error: Error): boolean {
-  const {code} = error as NodeJS.ErrnoException
-  return (
-    (code !== undefined && (brokenCodes.has(code) || code.startsWith('ERR_STREAM_'))) ||
-    brokenMessages.test(error.message)
-  )
+  const code = codeOf(error)
+  return brokenCodes.has(code) || code.startsWith('ERR_STREAM_') || brokenMessages.test(error.message)
 }
 
 function isTls(error: Error): boolean {
-  const {code = ''} = error as NodeJS.ErrnoException
+  const code = codeOf(error)
   return (
     code.startsWith('ERR_TLS') ||
     code.startsWith('ERR_SSL') ||
     /^(CERT_|SELF_SIGNED_|DEPTH_ZERO_|UNABLE_TO_(GET_ISSUER|VERIFY)|HOSTNAME_MISMATCH)/.test(code) ||
     error.message === 'The server does not support SSL connections'
   )
+}
+
+// A DOMException (an abort, a timeout) has a number there.
+function codeOf(error: Error): string {
+  const {code} = error as {code?: unknown}
+  return typeof code === 'string' ? code : ''
 }
 
 function oldPoolerReason(message: string): string | undefined {
