@@ -517,12 +517,14 @@ begin
   -- No primary key yet: a first load is copied in before anything is indexed.
   execute format('create table %I.%I (%s
     _sync_key text collate "C" not null,
-    _sync_hash bytea storage plain,
+    _sync_hash bytea,
     _sync_at timestamptz not null default now(),
     _sync_deleted_at timestamptz,
     _sync_edited_by text,
     _sync_diverged uuid,
     _sync_raw jsonb%s)', p_schema, v_table, v_list, v_lz4);
+  -- In the table's own statement only from PostgreSQL 16 on.
+  execute format('alter table %I.%I alter column _sync_hash set storage plain', p_schema, v_table);
   perform sync_metadata.grant_relation(p_deployment, p_schema, v_table);
 end $$;
 

@@ -51,6 +51,14 @@ begin
   execute format('alter role %I set statement_timeout = ''120s''', p_role);
 end $$;
 
+/* Lets a login in no longer than until p_until: with its password, that is; sessions it has go on. */
+create function sync_metadata.expire_host_login(p_role text, p_until timestamptz) returns void
+  language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format('alter role %I valid until %L', p_role, p_until);
+end $$;
+
 /* Adds a host with its first role. @raises OS005 when there is a cluster of that name. */
 create function sync_metadata.add_host(p_cluster text, p_hostname text, p_role text) returns uuid
   language plpgsql security definer set search_path = pg_catalog, pg_temp
@@ -139,7 +147,8 @@ begin
       raise exception 'there is no role "%"', left(p_role, 80) using errcode = 'OS004';
     end if;
     -- A group that others inherit from (hosts, everyone who uses the API) would give it to all of them.
-    if p_role in ('sync_owner', 'sync_service', 'sync_viewer', 'anon', 'authenticated', 'authenticator', 'public')
+    if p_role in ('sync_owner', 'sync_service', 'sync_viewer', 'anon', 'authenticated', 'authenticator', 'service_role',
+          'public')
         or starts_with(p_role, 'pg_') or starts_with(p_role, 'sync_host_')
         or exists (select 1 from sync_metadata.host_roles h where h.db_role = p_role) then
       raise exception 'role "%" must not have access to one client''s data', p_role using errcode = 'OS004',
