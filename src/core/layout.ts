@@ -6,6 +6,7 @@ export type ColumnLayout = {
   readonly target: string
   readonly type: PgType
   readonly declared: string
+  /** The affinity whose rule reads the typed column back; fixed when the column was made. */
   readonly affinity: Affinity
   /** Storage classes met so far, as bits (target/type-map.ts `Seen`): what a later choice of type may rely on. */
   readonly seen: number
@@ -23,6 +24,8 @@ export type TableLayout = {
   /** Source names of the key columns; empty when keyed by rowid. */
   readonly key: readonly string[]
   readonly columns: readonly ColumnLayout[]
+  /** Indexes of the client table, none of them unique, in target names. */
+  readonly indexes: readonly {readonly name: string; readonly columns: readonly string[]}[]
 }
 
 /** One row of `sqlite_schema` that has SQL of its own. */

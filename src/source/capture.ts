@@ -51,6 +51,8 @@ export type CaptureOptions = {
   /** Called with the schema before any row is read; answers with what is remembered of each table. */
   readonly begin: (spec: SourceSpec) => (table: TableSpec) => Remembered
   readonly delta: Delta
+  /** A data version of this connection at which all rows are known already: they are not read again at it. */
+  readonly knownAt?: bigint | undefined
   /** Called when what has been captured so far is void and the capture starts over. */
   readonly discard: () => void
   readonly onProgress?: (table: string, rows: number) => void
@@ -98,7 +100,8 @@ async function capturePass(source: Source, options: CaptureOptions, signal: Abor
     const remembered = options.begin(spec)
     const pace = new Pace(source, inOneTransaction ? undefined : options.lockBudgetMs, signal)
     let rows = 0
-    const read = spec.tables.map(table => ({table, reader: new TableReader(db, table)}))
+    const isKnown = options.knownAt === before.data
+    const read = isKnown ? [] : spec.tables.map(table => ({table, reader: new TableReader(db, table)}))
     for (const {table, reader} of read) {
       const memory = remembered(table)
       rows += table.withoutRowid

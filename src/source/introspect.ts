@@ -164,3 +164,41 @@ function readRevision(db: DatabaseSync, tables: readonly string[]): string | nul
 function pragma(db: DatabaseSync, name: string): unknown {
   return Object.values(db.prepare(`pragma ${name}`).get() ?? {})[0]
 }
+
+/** How many values of a table are looked at, at most, to choose the types of new columns. */
+const SAMPLED_VALUES = 20_000
+
+/**
+ * Which storage classes the columns of a table hold, in a sample of its first and last rows: bits for `classes`.
+ * Only record headers are read, so long values cost nothing.
+ */
+export function sampleClasses(
+  db: DatabaseSync,
+  table: TableSpec,
+  classes: {readonly bit: number; readonly integer: number; readonly wideInteger: number; readonly real: number; readonly text: number; readonly blob: number},
+): number[] {
+  const rows = Math.max(20, Math.ceil(SAMPLED_VALUES / table.columns.length / 2))
+  const name = ident(table.name)
+  const place = table.rowidName
+  const where =
+    place === undefined
+      ? ''
+      : `where ${place} in (select * from (select ${place} from ${name} order by ${place} limit ${rows})
+          union all select * from (select ${place} from ${name} order by ${place} desc limit ${rows}))`
+  const bits = (c: string) =>
+    `coalesce(max((typeof(${c}) = 'integer' and ${c} in (0, 1)) * ${classes.bit}), 0)
+     | coalesce(max((typeof(${c}) = 'integer' and ${c} not in (0, 1) and ${c} between -9007199254740992 and 9007199254740992) * ${classes.integer}), 0)
+     | coalesce(max((typeof(${c}) = 'integer' and ${c} not between -9007199254740992 and 9007199254740992) * ${classes.wideInteger}), 0)
+     | coalesce(max((typeof(${c}) = 'real') * ${classes.real}), 0)
+     | coalesce(max((typeof(${c}) = 'text') * ${classes.text}), 0)
+     | coalesce(max((typeof(${c}) = 'blob') * ${classes.blob}), 0)`
+  const found: number[] = []
+  // A few hundred expressions a statement: SQLite limits the columns of a result and the depth of an expression.
+  for (let at = 0; at < table.columns.length; at += 200) {
+    const columns = table.columns.slice(at, at + 200).map(column => ident(column.name))
+    const statement = db.prepare(`select ${columns.map(bits).join(', ')} from ${place === undefined ? `(select * from ${name} limit ${rows})` : name} ${where}`)
+    statement.setReturnArrays(true)
+    found.push(...(statement.get() as unknown as number[]))
+  }
+  return found
+}

@@ -8,6 +8,9 @@ import type {Entry, Remembered} from '../source/capture.ts'
 
 const FORMAT = '1'
 
+/** What else is noted of the source as of the last cut: its file's state, which file it was, its schema cookie. */
+export type Note = 'fingerprint' | 'identity' | 'cookie'
+
 /** Where the sidecar stands with respect to Postgres. */
 export type Standing = 'in step' | 'intended' | 'unknown'
 
@@ -134,7 +137,7 @@ export class Sidecar implements Disposable {
     this.#db.exec('begin immediate')
     for (const name of this.tables()) this.#drop(name)
     this.#clearIntent()
-    this.#run("delete from meta where name in ('cut', 'intent', 'fingerprint', 'identity')")
+    this.#run("delete from meta where name in ('cut', 'intent', 'fingerprint', 'identity', 'cookie')")
     this.#db.exec('commit')
   }
 
@@ -168,15 +171,59 @@ export class Sidecar implements Disposable {
     this.#db.exec('commit')
   }
 
+  /** Ends a chunk that Postgres need not know of. */
+  endChunk(): void {
+    this.#db.exec('commit')
+  }
+
   /** Keeps only the last place of each key, for a load during which the app moved rows. Part of a chunk. */
   keepLastPlaces(table: string): void {
     const id = this.#id(table)
     this.#run(`delete from s${id} where rid not in (select max(rid) from s${id} group by key)`)
   }
 
-  /** Follows a table that the app renamed. Part of the current capture. */
-  rename(from: string, to: string): void {
-    this.#run('update tables set name = ? where name = ?', to, from)
+  /**
+   * Follows tables that the app renamed; what is left of a table whose name another one now has is forgotten.
+   * Part of the current capture.
+   *
+   * @param renames source name now -> source name as remembered.
+   */
+  follow(renames: ReadonlyMap<string, string>): void {
+    const rename = (from: string, to: string) => {
+      this.#run('update tables set name = ? where name = ?', to, from)
+    }
+    // By way of names that no table can have, so that two may swap theirs.
+    for (const [to, from] of renames) rename(from, `\0${to}`)
+    for (const to of renames.keys()) {
+      if (this.#findId(to) !== undefined) {
+        rename(to, `\0gone ${to}`)
+        this.forget(`\0gone ${to}`)
+      }
+      rename(`\0${to}`, to)
+    }
+  }
+
+  /** Forgets where rows of a table are, because that is no longer how they are found. Part of the current capture. */
+  setAdrift(table: string): void {
+    const id = this.#findId(table)
+    if (id === undefined) return
+    this.#run(`insert or replace into adrift select ${id}, key, digest from s${id}`)
+    this.#run(`delete from s${id}`)
+  }
+
+  /**
+   * Takes back {@link remember} for a row that Postgres refused, so that it is tried again. What the target has of it
+   * from earlier, if anything, stays known: a later delete must not be missed.
+   */
+  unremember(table: string, key: string): void {
+    const id = this.#id(table)
+    const intended = this.#get('select rid from intent where t = ? and key = ? and digest is not null', id, key)
+    if (intended !== undefined) {
+      const rid = intended['rid'] as bigint
+      this.#run('delete from intent where t = ? and rid = ?', id, rid)
+      if (this.#get(`select 1 from s${id} where rid = ? and key = ?`, rid, key) !== undefined) return
+    }
+    this.#run('insert or replace into intent_adrift values (?, ?, ?)', id, key, new Uint8Array(16))
   }
 
   /** Makes sure a table is remembered, if only as empty. Part of the current capture. */
@@ -205,24 +252,25 @@ export class Sidecar implements Disposable {
   }
 
   /** A note beside the entries, e.g. the source's fingerprint; `undefined` forgets it. */
-  note(name: 'fingerprint' | 'identity', value: string | undefined): void {
+  note(name: Note, value: string | undefined): void {
     if (value === undefined) this.#run('delete from meta where name = ?', name)
     else this.#setMeta(name, value)
   }
 
-  noted(name: 'fingerprint' | 'identity'): string | undefined {
+  noted(name: Note): string | undefined {
     return this.#meta(name)
   }
 
   /** What is remembered of one table, for a capture to compare with. */
-  remembered(table: string): Remembered & {tombstoned(key: string): void} {
+  remembered(table: string, withoutRowid: boolean): Remembered & {tombstoned(key: string): void} {
     const id = this.#id(table)
     const hasAdrift = this.#get('select 1 from adrift where t = ? limit 1', id) !== undefined
     let hasAside = this.#get('select 1 from temp.aside where t = ? limit 1', id) !== undefined
-    const markAdrift = (key: string) => {
+    const claimAdrift = (key: string) => {
       this.#run('insert or ignore into temp.claimed values (?, ?)', id, key)
-      // Claimed by a row whose place is now known, or gone: either way no longer adrift. A later `remember` of a
-      // WITHOUT ROWID row replaces this line, and `keep` takes it back.
+    }
+    // Found in a place that is now known, or gone: either way no longer adrift, unless `keep` takes it back.
+    const endAdrift = (key: string) => {
       this.#run('insert or ignore into intent_adrift values (?, ?, null)', id, key)
     }
     return {
@@ -253,7 +301,8 @@ export class Sidecar implements Disposable {
           key,
         )
         if (entry === undefined) return undefined
-        markAdrift(key)
+        claimAdrift(key)
+        if (!withoutRowid) endAdrift(key)
         return entry['digest'] as Uint8Array
       },
       rowsAside: (after, limit) =>
@@ -279,8 +328,10 @@ export class Sidecar implements Disposable {
         this.#run('insert or replace into intent_adrift values (?, ?, ?)', id, key, entry['digest'] as Uint8Array)
       },
       tombstoned: key => {
-        if (this.#get('update temp.aside set claimed = 1 where t = ? and key = ? and claimed = 0 returning 1', id, key) === undefined)
-          markAdrift(key)
+        const wasPlaced = this.#get('update temp.aside set claimed = 1 where t = ? and key = ? and claimed = 0 returning 1', id, key)
+        if (wasPlaced !== undefined) return
+        claimAdrift(key)
+        endAdrift(key)
       },
     }
   }

@@ -30,7 +30,8 @@ export class RowEncoder {
       const answer = toPostgres(value, column)
       this.seen[i] = (this.seen[i] as number) | seenBit(value)
       typed.push(answer.typed)
-      if (!answer.exact) (inexact ??= {})[column.target] = canonical(value)
+      // Without a prototype: a column may be called __proto__.
+      if (!answer.exact) (inexact ??= Object.create(null) as Record<string, string>)[column.target] = canonical(value)
     }
     return {key: row.key, digest: row.digest, typed, raw: inexact === undefined ? null : JSON.stringify(inexact)}
   }

@@ -101,17 +101,25 @@ export function fromPostgres(text: string, column: ColumnLayout): Exclude<Value,
       return BigInt(text)
     case 'boolean':
       return text === 'true' || text === 't' ? 1n : 0n
-    case 'double precision': {
-      const value = Number(text)
-      return column.affinity === 'numeric' && isWholeDouble(value) ? BigInt(value) : value
-    }
+    case 'double precision':
+      return fromDouble(Number(text), column.affinity)
     case 'text':
-      return hasNumberAffinity(column.affinity) && INTEGER_LIKE.test(text) ? BigInt(text) : text
+      return fromText(text, column.affinity)
     case 'json':
       return text
     case 'bytea':
       return new Uint8Array(Buffer.from(text.slice(2), 'hex'))
   }
+}
+
+/** What a double precision column reads back as. */
+export function fromDouble(value: number, affinity: Affinity): bigint | number {
+  return affinity === 'numeric' && Number.isInteger(value) && Math.abs(value) <= 2 ** 53 ? BigInt(value) : value
+}
+
+/** What a text column reads back as. */
+export function fromText(text: string, affinity: Affinity): bigint | string {
+  return hasNumberAffinity(affinity) && INTEGER_LIKE.test(text) ? BigInt(text) : text
 }
 
 /** @returns SQL for the canonical text of a typed column (null when it is null), of the column named by `c`. */
@@ -140,7 +148,7 @@ export function canonicalSql(c: string, column: ColumnLayout): string {
 function toDouble(value: Exclude<Value, null>, affinity: Affinity): {typed: Typed; exact: boolean} {
   if (affinity === 'numeric') {
     if (typeof value === 'bigint') return isExactDouble(value) ? exact(Number(value)) : inexact(Number(value))
-    return typeof value === 'number' ? {typed: value, exact: !isWholeDouble(value)} : inexact(null)
+    return typeof value === 'number' ? {typed: value, exact: fromDouble(value, affinity) === value} : inexact(null)
   }
   if (typeof value === 'number') return exact(value)
   return inexact(typeof value === 'bigint' ? Number(value) : null)
@@ -196,10 +204,6 @@ const WIDEST = 2n ** 53n
 
 function isExactDouble(value: bigint): boolean {
   return value <= WIDEST && value >= -WIDEST
-}
-
-function isWholeDouble(value: number): boolean {
-  return Number.isInteger(value) && Math.abs(value) <= 2 ** 53 && !Object.is(value, -0)
 }
 
 function exact(typed: Typed): {typed: Typed; exact: boolean} {

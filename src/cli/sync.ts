@@ -1,0 +1,61 @@
+import {openTarget} from '../service/target.ts'
+import {syncOnce} from '../service/sync-once.ts'
+import type {SyncResult} from '../sync/sync.ts'
+import {command} from './command.ts'
+import {sizeText} from './table.ts'
+
+export const sync = command({
+  details:
+    'Brings the client’s schema in Postgres to the present state of its SQLite file: one consistent cut, applied in one transaction. A client that is not known yet is registered when its file is given.',
+  examples: ['sync --client acme --sqlite /opt/openwebui/acme/data/webui.db', 'sync --client acme --dry-run'],
+  positionals: {},
+  options: {
+    client: {type: 'string', about: 'Which client.', value: 'NAME', required: true},
+    sqlite: {type: 'path', about: 'Its SQLite file, when it is new or has moved.'},
+    full: {type: 'boolean', about: 'Compare every row with what Postgres has, not with what is remembered here.'},
+    dryRun: {type: 'boolean', about: 'Say what would be applied, and apply nothing.'},
+    accept: {type: 'boolean', about: 'Confirm what the guard holds back, such as mass deletes.'},
+  },
+  async run({client, sqlite, full, dryRun, accept}, context) {
+    const config = await context.config()
+    await using target = await openTarget(config, {max: 4, applicationName: `owsync/${config.clusterName}-cli`}, context.signal)
+    const progress = context.progress()
+    let result: SyncResult
+    try {
+      result = await syncOnce(
+        target.pool,
+        config,
+        {
+          client,
+          sqlite,
+          full,
+          dryRun,
+          accept,
+          onProgress: (table, rows) => { progress.update({label: `sync ${client}`, table, rows, bytes: 0}) },
+          onWait: holder => { progress.update({label: `waiting for ${holder}`, rows: 0, bytes: 0}) },
+        },
+        context.signal,
+      )
+    } finally {
+      progress[Symbol.dispose]()
+    }
+    context.out(dryRun ? {...result, dry_run: true} : result, textOf(result, dryRun))
+    return result.status === 'success' ? 0 : 2
+  },
+})
+
+function textOf(result: SyncResult, dryRun: boolean): string {
+  const {client, generation, rows, tables, status} = result
+  const took = `${(result.duration_ms / 1000).toFixed(1)} s`
+  if (status === 'quarantined' && rows.quarantined === 0)
+    return [
+      `${client}: held back, nothing was applied: ${result.reason ?? ''}`,
+      `Look at the file. If this is meant: owsync sync --client ${client} --accept`,
+    ].join('\n')
+  if (result.mode === 'unchanged' && status === 'success') return `${client}: unchanged (generation ${generation}, ${took})`
+  const held = rows.quarantined > 0 ? `, ${rows.quarantined} quarantined (${result.reason ?? ''})` : ''
+  const healing = result.consistent ? '' : '\nThe app was writing all the while: the next sync completes this one.'
+  const counts = `${rows.upserted} upserted, ${rows.tombstoned} deleted, ${rows.unchanged} unchanged${held}`
+  const what = dryRun ? 'would apply' : `generation ${generation}`
+  return `${client}: ${what}: ${counts} in ${tables} tables, ${sizeText(result.bytes)}, ${took}${healing}`
+}

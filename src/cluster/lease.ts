@@ -1,0 +1,149 @@
+import {setTimeout as sleep} from 'node:timers/promises'
+import {SyncError} from '../core/errors.ts'
+import type {Connection, Pool, Sql, Tx} from '../postgres/sql.ts'
+import {FencedOutError} from '../postgres/refusals.ts'
+
+/** The bounded right to write for one cluster. `signal` aborts when it is over, before another node can have it. */
+export type Lease = {
+  readonly nodeId: string
+  readonly epoch: bigint
+  readonly signal: AbortSignal
+}
+
+export type LeaseOptions = {
+  readonly nodeId: string
+  readonly clusterName: string
+  readonly durationMs: number
+  readonly renewEveryMs: number
+  /** How long to wait for a lease that another holder has. */
+  readonly patienceMs: number
+  readonly onWait?: (holder: string) => void
+}
+
+/** Another node leads the cluster and did not stop in time. */
+export class LeaseHeldError extends SyncError {
+  override readonly name = 'LeaseHeldError'
+  readonly code = 'SYNC_LEASE_HELD'
+  override readonly retryable = true
+  readonly holder: string
+  readonly next = 'Wait until it has finished, or ask it: `owsync cluster status` shows who leads.'
+
+  constructor(clusterName: string, holder: string) {
+    super(`cluster ${clusterName} is led by ${holder}`)
+    this.holder = holder
+  }
+}
+
+/**
+ * Leads the cluster while `work` runs: acquires the lease, renews it on a connection of its own, releases it after.
+ *
+ * The lease elects, the fence protects: `work` must end every write with {@link fenced} or a function of
+ * `sync_metadata` that asserts the epoch.
+ *
+ * @throws {LeaseHeldError} when another holder keeps the lease for longer than `patienceMs`.
+ * @throws {FencedOutError} when the lease was lost while `work` ran.
+ */
+export async function withLease<T>(
+  pool: Pool,
+  options: LeaseOptions,
+  work: (lease: Lease) => Promise<T>,
+  signal: AbortSignal,
+): Promise<T> {
+  await using connection = await pool.reserve()
+  const {epoch, askedAt} = await acquire(connection, options, signal)
+  const over = new AbortController()
+  const lease: Lease = {nodeId: options.nodeId, epoch, signal: AbortSignal.any([signal, over.signal, connection.lost])}
+  const renewing = new AbortController()
+  const renewal = keepRenewing(connection, options, epoch, askedAt, AbortSignal.any([renewing.signal, signal])).catch(
+    (reason: unknown) => {
+      over.abort(reason)
+    },
+  )
+  try {
+    return await work(lease)
+  } catch (error) {
+    // The work failed because the lease was over: that is the reason to tell.
+    throw over.signal.aborted && !signal.aborted ? over.signal.reason : error
+  } finally {
+    renewing.abort()
+    await renewal
+    if (!connection.lost.aborted) await connection`select sync_metadata.release_lease(${options.nodeId}, ${epoch})`
+  }
+}
+
+/**
+ * Runs `write` in a transaction that commits only while `lease` is the newest.
+ *
+ * The check comes last: a takeover is never kept waiting by a long write, and between check and commit the key lock
+ * keeps the epoch from moving.
+ *
+ * @throws {FencedOutError} and rolls back when another node has taken the lease.
+ */
+export async function fenced<T>(pool: Pool, lease: Lease, write: (tx: Tx) => Promise<T>): Promise<T> {
+  return pool.begin(async tx => {
+    const result = await write(tx)
+    lease.signal.throwIfAborted()
+    await tx`select sync_metadata.assert_lease(${lease.epoch})`
+    return result
+  })
+}
+
+type Acquired = {epoch: bigint; askedAt: number}
+
+async function acquire(connection: Connection, options: LeaseOptions, signal: AbortSignal): Promise<Acquired> {
+  const since = performance.now()
+  for (;;) {
+    const hint = await holdsHint(connection, options.clusterName)
+    const askedAt = performance.now() // before the round trip, so that we always expire first
+    const [taken] = await connection<{epoch: bigint}>`
+      select epoch from sync_metadata.acquire_lease(${options.nodeId}, ${options.durationMs}, ${hint})`
+    if (taken) return {epoch: taken.epoch, askedAt}
+    const [row] = await connection<{leader_id: string | null; paused: boolean}>`
+      select leader_id, paused from sync_metadata.leader_election where cluster_name = ${options.clusterName}`
+    const holder = row?.paused === true ? 'nobody: it is paused' : (row?.leader_id ?? 'another node')
+    if (performance.now() - since > options.patienceMs) throw new LeaseHeldError(options.clusterName, holder)
+    options.onWait?.(holder)
+    await sleep(250, undefined, {signal})
+  }
+}
+
+/**
+ * Whether this connection has the cluster's advisory lock, which a killed leader's connection gives up at once. Only
+ * a hint that the lease's holder is dead: what keeps data right is the fence. It is kept until the connection ends.
+ */
+async function holdsHint(sql: Sql, clusterName: string): Promise<boolean> {
+  const [row] = await sql<{held: boolean}>`
+    select pg_try_advisory_lock(hashtextextended(${`owsync leader ${clusterName}`}, 0)) as held`
+  return row?.held ?? false
+}
+
+async function keepRenewing(
+  connection: Connection,
+  options: LeaseOptions,
+  epoch: bigint,
+  acquiredAt: number,
+  signal: AbortSignal,
+): Promise<void> {
+  // Local and monotonic: a frozen or cut-off holder knows that its time is over without asking anyone.
+  let deadline = acquiredAt + options.durationMs
+  for (;;) {
+    try {
+      await sleep(Math.max(0, Math.min(options.renewEveryMs, deadline - performance.now())), undefined, {signal})
+    } catch {
+      return // asked to stop
+    }
+    if (performance.now() >= deadline) throw new FencedOutError(`the lease of epoch ${epoch} ran out before it was renewed`)
+    const askedAt = performance.now()
+    const remaining = AbortSignal.timeout(Math.max(1, deadline - askedAt))
+    const renewed = await Promise.race([
+      connection<{expires_at: Date}>`
+        select expires_at from sync_metadata.renew_lease(${options.nodeId}, ${epoch}, ${options.durationMs})`,
+      new Promise<undefined>(resolve => {
+        remaining.addEventListener('abort', () => { resolve(undefined) }, {once: true})
+      }),
+    ])
+    if (renewed === undefined) throw new FencedOutError(`the lease of epoch ${epoch} could not be renewed in time`)
+    if (renewed.length === 0) throw new FencedOutError(`the lease of epoch ${epoch} has been taken over`)
+    deadline = askedAt + options.durationMs
+  }
+}

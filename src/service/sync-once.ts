@@ -1,0 +1,139 @@
+import {realpath} from 'node:fs/promises'
+import {resolve} from 'node:path'
+import {setTimeout as sleep} from 'node:timers/promises'
+import {withLease} from '../cluster/lease.ts'
+import type {Config} from '../config/config.ts'
+import {parseClientName} from '../core/client-name.ts'
+import {UsageError} from '../core/errors.ts'
+import type {Pool} from '../postgres/sql.ts'
+import {openSource} from '../source/open.ts'
+import {findDeployment, moveSource, recordFailure, registerDeployment, UnknownClientError, type Deployment} from '../state/deployments.ts'
+import {DeploymentBusyError, lockDeployment} from '../sync/lock.ts'
+import {syncDeployment, type SyncResult} from '../sync/sync.ts'
+
+/** What `owsync sync` is asked to do. */
+export type SyncRequest = {
+  readonly client: string
+  /** The source; needed for a client that is not registered yet. */
+  readonly sqlite?: string | undefined
+  readonly full: boolean
+  readonly dryRun: boolean
+  readonly accept: boolean
+  readonly onProgress?: (table: string, rows: number) => void
+  readonly onWait?: (holder: string) => void
+}
+
+/** How long a run waits for another one on this cluster to end. */
+const PATIENCE_MS = 60_000
+
+/**
+ * One sync now, leading the cluster as `<cluster>-cli` meanwhile.
+ *
+ * An unknown client with a file is registered first; the file is opened before that, so that a wrong path registers
+ * nothing.
+ */
+export async function syncOnce(pool: Pool, config: Config, request: SyncRequest, signal: AbortSignal): Promise<SyncResult> {
+  const {name, schema} = parseClientName(request.client)
+  const sqlite = request.sqlite === undefined ? undefined : resolve(request.sqlite)
+  const deployment = await resolveDeployment(pool, {name, schema, sqlite}, signal)
+  const path = sqlite ?? deployment.sqlitePath
+  if (path === null) throw new UsageError(`${deployment.clientName} has no SQLite file yet`, 'Give it with --sqlite FILE.')
+  using _lock = await lock(config.stateDir, deployment, signal)
+  const nodeId = `${config.clusterName}-cli`
+  return await withLease(
+    pool,
+    {
+      nodeId,
+      clusterName: config.clusterName,
+      durationMs: config.leaseDurationMs,
+      renewEveryMs: config.heartbeatIntervalMs,
+      patienceMs: PATIENCE_MS,
+      ...(request.onWait ? {onWait: request.onWait} : {}),
+    },
+    async lease => {
+      const startedAt = performance.now()
+      try {
+        // Read again under the lease: another run may have moved it since.
+        const current = (await findDeployment(pool, schema)) ?? deployment
+        const {full, dryRun, accept, onProgress} = request
+        const result = await syncDeployment(
+          {
+            pool,
+            lease,
+            deployment: current,
+            sqlitePath: path,
+            stateDir: config.stateDir,
+            limits: {
+              lockBudgetMs: config.lockBudgetMs,
+              batchRows: config.batchSizeRows,
+              statementTimeoutMs: config.syncTimeoutMs,
+              deleteGuard: config.deleteGuard === 'off' ? undefined : config.deleteGuard,
+            },
+            full,
+            dryRun,
+            accept,
+            ...(onProgress ? {onProgress} : {}),
+          },
+          lease.signal,
+        )
+        // The file is where the deployment lives from now on, once a sync of it has held.
+        if (sqlite !== undefined && !dryRun && result.status === 'success' && sqlite !== current.sqlitePath)
+          await moveSource(pool, current.deploymentId, sqlite)
+        return result
+      } catch (error) {
+        if (!request.dryRun && !lease.signal.aborted)
+          await remember(pool, deployment, error, {epoch: lease.epoch, durationMs: performance.now() - startedAt, full: request.full})
+        throw error
+      }
+    },
+    signal,
+  )
+}
+
+async function resolveDeployment(
+  pool: Pool,
+  client: {readonly name: string; readonly schema: string; readonly sqlite: string | undefined},
+  signal: AbortSignal,
+): Promise<Deployment> {
+  const known = await findDeployment(pool, client.schema)
+  if (known !== undefined && client.name === known.clientName) return known
+  if (client.sqlite === undefined) {
+    if (known !== undefined) return known
+    throw new UnknownClientError(client.name)
+  }
+  if (known === undefined) {
+    const source = await openSource(client.sqlite, signal)
+    source[Symbol.dispose]()
+  }
+  // For a known client this checks that the two names really are one.
+  await registerDeployment(pool, client.name, known?.sqlitePath ?? (await realpath(client.sqlite)))
+  return (await findDeployment(pool, client.schema)) as Deployment
+}
+
+async function lock(stateDir: string, deployment: Deployment, signal: AbortSignal): Promise<Disposable> {
+  const since = performance.now()
+  for (;;) {
+    try {
+      return lockDeployment(stateDir, deployment.deploymentId, deployment.clientName)
+    } catch (error) {
+      if (!(error instanceof DeploymentBusyError) || performance.now() - since > PATIENCE_MS) throw error
+      await sleep(250, undefined, {signal})
+    }
+  }
+}
+
+/** The history shows failed runs too; when even that cannot be written, the failure itself is what counts. */
+async function remember(
+  pool: Pool,
+  deployment: Deployment,
+  error: unknown,
+  run: {readonly epoch: bigint; readonly durationMs: number; readonly full: boolean},
+): Promise<void> {
+  const code = error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : 'SYNC_UNEXPECTED'
+  const message = error instanceof Error ? error.message : String(error)
+  try {
+    await recordFailure(pool, deployment.deploymentId, {code, message, ...run})
+  } catch (cause) {
+    if (error instanceof Error) error.cause ??= cause
+  }
+}

@@ -1,0 +1,220 @@
+import {isDeepStrictEqual} from 'node:util'
+import {join} from 'node:path'
+import type {SourceSchema, TableLayout} from '../core/layout.ts'
+import {captureByDigest, type CaptureResult, type Delta} from '../source/capture.ts'
+import {sampleClasses, type SourceSpec, type TableSpec} from '../source/introspect.ts'
+import type {Source} from '../source/open.ts'
+import {RowEncoder} from '../target/encode.ts'
+import {plan, type Existing, type Plan} from '../target/plan.ts'
+import {Seen} from '../target/type-map.ts'
+import {findRenames} from './identify.ts'
+import type {Sidecar} from './sidecar.ts'
+import {Spool, type SmallLimit} from './spool.ts'
+
+/** A row that cannot be mirrored now. `table` is its name in the target. */
+export type QuarantinedRow = {readonly table: string; readonly key: string; readonly code: string; readonly reason: string}
+
+/** One captured state of a source: what differs from the last cut, kept locally, and nothing sent yet. */
+export type Cut = Disposable & {
+  readonly capture: CaptureResult
+  readonly plan: Plan
+  readonly schema: SourceSchema
+  readonly isSchemaChanged: boolean
+  /** Changes by source table name; tables without any are missing. */
+  readonly spools: ReadonlyMap<string, Spool>
+  readonly refused: readonly QuarantinedRow[]
+  /** Rows of vanished tables, which become tombstones with them. */
+  readonly vanishedRows: number
+  readonly upserted: number
+  readonly tombstoned: number
+  /** True when the sidecar has something to remember although nothing is to be applied. */
+  readonly hasMoves: boolean
+  /** Rows seen in each source table. */
+  readonly counts: ReadonlyMap<string, number>
+}
+
+export type CutOptions = {
+  readonly previous: SourceSchema | undefined
+  readonly existing: Existing
+  readonly lockBudgetMs: number
+  readonly small: SmallLimit
+  readonly stateDir: string
+  readonly deploymentId: string
+  /** See {@link captureByDigest}. */
+  readonly knownAt?: bigint | undefined
+  readonly onProgress?: (table: string, rows: number) => void
+}
+
+/** Captures a cut against the sidecar: nothing leaves this machine, and no lock of the app is held when it returns. */
+export async function captureCut(source: Source, sidecar: Sidecar, options: CutOptions, signal: AbortSignal): Promise<Cut> {
+  let gathering: Gathering | undefined
+  sidecar.begin()
+  try {
+    const capture = await captureByDigest(
+      source,
+      {
+        lockBudgetMs: options.lockBudgetMs,
+        knownAt: options.knownAt,
+        begin: spec => {
+          gathering = new Gathering(source, sidecar, options, spec)
+          return gathering.remembered
+        },
+        delta: {
+          upsert: (table, row) => gathering?.delta.upsert(table, row),
+          tombstone: (table, key) => gathering?.delta.tombstone(table, key),
+          place: (table, entry) => gathering?.delta.place(table, entry),
+          refuse: (table, row) => gathering?.delta.refuse(table, row),
+        },
+        discard: () => {
+          gathering?.[Symbol.dispose]()
+          sidecar.discard()
+        },
+        onProgress: (table, rows) => {
+          gathering?.counts.set(table, rows)
+          options.onProgress?.(table, rows)
+        },
+      },
+      signal,
+    )
+    return (gathering as Gathering).finish(capture)
+  } catch (error) {
+    gathering?.[Symbol.dispose]()
+    sidecar.abandon()
+    throw error
+  }
+}
+
+/** The layouts of a schema with what its columns have been seen to hold since it was recorded. */
+export function withSeen(tables: readonly TableLayout[], encoders: ReadonlyMap<string, RowEncoder>): TableLayout[] {
+  return tables.map(layout => {
+    const seen = encoders.get(layout.source)?.seen
+    return seen === undefined ? layout : {...layout, columns: layout.columns.map((column, i) => ({...column, seen: seen[i] as number}))}
+  })
+}
+
+/** The shape of the source as it is recorded beside the rows. */
+export function schemaOf(spec: SourceSpec, tables: readonly TableLayout[]): SourceSchema {
+  return {objects: spec.objects, pragmas: spec.pragmas, alembicRevision: spec.alembicRevision, tables}
+}
+
+/** What the columns of the sources hold, looked at only when somebody asks. */
+export function classesOf(source: Source, spec: SourceSpec): (table: string, column: string) => number {
+  const sampled = new Map<string, number[]>()
+  return (tableName, columnName) => {
+    const table = spec.tables.find(each => each.name === tableName) as TableSpec
+    let classes = sampled.get(tableName)
+    if (classes === undefined) {
+      classes = sampleClasses(source.db, table, Seen)
+      sampled.set(tableName, classes)
+    }
+    return classes[table.columns.findIndex(column => column.name === columnName)] as number
+  }
+}
+
+/** What one pass of a capture has found so far. */
+class Gathering implements Disposable {
+  readonly counts = new Map<string, number>()
+  readonly delta: Delta
+  readonly remembered: (table: TableSpec) => ReturnType<Sidecar['remembered']>
+  readonly #plan: Plan
+  readonly #options: CutOptions
+  readonly #spools = new Map<string, Spool>()
+  readonly #encoders = new Map<string, RowEncoder>()
+  readonly #refused: QuarantinedRow[] = []
+  #upserted = 0
+  #tombstoned = 0
+  #moved = 0
+  readonly #vanishedRows: number
+
+  constructor(source: Source, sidecar: Sidecar, options: CutOptions, spec: SourceSpec) {
+    this.#options = options
+    const previous = options.previous?.tables ?? []
+    const isSameSchema = sidecar.noted('cookie') === cookieOf(source, spec)
+    const renames = isSameSchema
+      ? new Map<string, string>()
+      : findRenames(source.db, spec.tables, previous, (table, limit) => sidecar.sample(table, limit))
+    this.#plan = plan(spec.tables, previous, renames, options.existing, classesOf(source, spec))
+    if (renames.size > 0) sidecar.follow(renames)
+    this.#vanishedRows = this.#plan.vanished.reduce((rows, layout) => rows + sidecar.count(layout.source), 0)
+    for (const layout of this.#plan.vanished) sidecar.forget(layout.source)
+    const layouts = new Map(this.#plan.tables.map(layout => [layout.source, layout]))
+    const before = new Map(previous.map(layout => [layout.source, layout]))
+    for (const layout of this.#plan.tables) {
+      const was = before.get(renames.get(layout.source) ?? layout.source)
+      if (this.#plan.rekeyed.has(layout.source) || (was !== undefined && was.withoutRowid !== layout.withoutRowid))
+        sidecar.setAdrift(layout.source)
+    }
+    const memories = new Map<string, ReturnType<Sidecar['remembered']>>()
+    this.remembered = table => {
+      const memory = memories.get(table.name) ?? sidecar.remembered(table.name, table.withoutRowid)
+      memories.set(table.name, memory)
+      return memory
+    }
+    this.delta = {
+      upsert: (table, row) => {
+        this.#upserted++
+        let encoder = this.#encoders.get(table.name)
+        if (encoder === undefined) {
+          encoder = new RowEncoder(layouts.get(table.name) as TableLayout)
+          this.#encoders.set(table.name, encoder)
+        }
+        this.#spool(encoder.layout).add(encoder.encode(row))
+        sidecar.remember(table.name, row, table.withoutRowid)
+      },
+      tombstone: (table, key) => {
+        this.#tombstoned++
+        this.#spool(layouts.get(table.name) as TableLayout).tombstones.push(key)
+        this.remembered(table).tombstoned(key)
+      },
+      place: (table, entry) => {
+        if (table.withoutRowid) return // known by key: there is no place to remember
+        this.#moved++
+        sidecar.remember(table.name, entry, false)
+      },
+      refuse: (table, row) => {
+        const layout = layouts.get(table.name) as TableLayout
+        this.#refused.push({table: layout.target, key: row.key, code: 'SYNC_VALUE_TOO_LARGE', reason: row.reason})
+      },
+    }
+  }
+
+  finish(capture: CaptureResult): Cut {
+    const schema = schemaOf(capture.spec, withSeen(this.#plan.tables, this.#encoders))
+    return {
+      capture,
+      plan: this.#plan,
+      schema,
+      isSchemaChanged: this.#plan.operations.length > 0 || !isDeepStrictEqual(schema, this.#options.previous),
+      spools: this.#spools,
+      refused: this.#refused,
+      vanishedRows: this.#vanishedRows,
+      upserted: this.#upserted,
+      tombstoned: this.#tombstoned + this.#vanishedRows,
+      hasMoves: this.#moved > 0,
+      counts: this.counts,
+      [Symbol.dispose]: () => {
+        this[Symbol.dispose]()
+      },
+    }
+  }
+
+  [Symbol.dispose](): void {
+    for (const spool of this.#spools.values()) spool[Symbol.dispose]()
+    this.#spools.clear()
+  }
+
+  #spool(layout: TableLayout): Spool {
+    let spool = this.#spools.get(layout.source)
+    if (spool === undefined) {
+      const folder = join(this.#options.stateDir, 'spool')
+      spool = new Spool(layout, folder, `${this.#options.deploymentId}-${this.#spools.size}.rows`, this.#options.small)
+      this.#spools.set(layout.source, spool)
+    }
+    return spool
+  }
+}
+
+/** Moves with every change of the schema, and differs between files. */
+export function cookieOf(source: Source, spec: Pick<SourceSpec, 'schemaVersion'>): string {
+  return `${source.file}#${spec.schemaVersion}`
+}

@@ -1,0 +1,36 @@
+import {mkdirSync} from 'node:fs'
+import {join} from 'node:path'
+import {DatabaseSync} from 'node:sqlite'
+import {SyncError} from '../core/errors.ts'
+
+/** Another process of this host is syncing the same deployment. */
+export class DeploymentBusyError extends SyncError {
+  override readonly name = 'DeploymentBusyError'
+  readonly code = 'SYNC_DEPLOYMENT_BUSY'
+  override readonly retryable = true
+  readonly next = 'Wait for the other run to finish, then try again.'
+
+  constructor(clientName: string) {
+    super(`another process on this host is syncing ${clientName}`)
+  }
+}
+
+/**
+ * Takes the deployment's lock of this host: one process at a time works with its sidecar. The kernel releases it
+ * with the process, however that ends.
+ *
+ * @throws {DeploymentBusyError} when another process has it.
+ */
+export function lockDeployment(stateDir: string, deploymentId: string, clientName: string): Disposable {
+  const folder = join(stateDir, 'locks')
+  mkdirSync(folder, {recursive: true, mode: 0o700})
+  const db = new DatabaseSync(join(folder, `${deploymentId}.lock`), {timeout: 200})
+  try {
+    db.exec('pragma journal_mode = memory; begin exclusive')
+  } catch (cause) {
+    db.close()
+    if (cause instanceof Error && 'errcode' in cause && cause.errcode === 5) throw new DeploymentBusyError(clientName)
+    throw cause
+  }
+  return {[Symbol.dispose]: () => { db.close() }}
+}
