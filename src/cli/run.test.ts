@@ -1,13 +1,13 @@
 import assert from 'node:assert/strict'
-import {EventEmitter} from 'node:events'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {describe, test} from 'vitest'
+import {fakeIo} from '../../test/cli.ts'
 import {ConfigError, type Env} from '../config/config.ts'
 import {SyncError, UsageError} from '../core/errors.ts'
 import {confirmByName} from './ask.ts'
 import {command, type Context} from './command.ts'
 import type {CommandList} from './parse.ts'
-import {main, type Io} from './run.ts'
+import {main} from './run.ts'
 
 class BusyError extends SyncError {
   override readonly name = 'BusyError'
@@ -225,31 +225,31 @@ describe('when asked to stop', () => {
   })
 
   test('a second Ctrl-C ends the process, but not the same one delivered twice', async () => {
-    const io = fakeIo()
+    const fake = fakeIo()
     const running = main(
       ['fail'],
       {},
-      io.io,
+      fake.io,
       listOf(() => sleep(700)),
     )
     await sleep(20)
-    io.emit('SIGINT')
-    io.emit('SIGINT')
-    assert.deepEqual(io.killed, [])
+    fake.signal('SIGINT')
+    fake.signal('SIGINT')
+    assert.deepEqual(fake.killed, [])
     await sleep(350)
-    io.emit('SIGINT')
-    assert.deepEqual(io.killed, ['SIGINT'])
+    fake.signal('SIGINT')
+    assert.deepEqual(fake.killed, ['SIGINT'])
     await running
-    assert.equal(io.listeners('SIGINT'), 0)
+    assert.equal(fake.listeners('SIGINT'), 0)
   })
 
   test('a reader that has gone ends it quietly', async () => {
-    const io = fakeIo()
-    const running = main(['fail'], {}, io.io, waiting)
+    const fake = fakeIo()
+    const running = main(['fail'], {}, fake.io, waiting)
     await sleep(20)
-    io.closeStdout()
+    fake.closeStdout()
     assert.equal(await running, 141)
-    assert.equal(io.err(), '')
+    assert.equal(fake.err(), '')
   })
 })
 
@@ -323,45 +323,11 @@ function throwing(error: Error): CommandList {
 type RunOptions = {list?: CommandList; env?: Env; stopWith?: 'SIGINT' | 'SIGTERM'}
 
 async function run(argv: readonly string[], {list: of = list, env = {}, stopWith}: RunOptions = {}) {
-  const io = fakeIo()
-  const running = main(argv, env, io.io, of)
+  const fake = fakeIo()
+  const running = main(argv, env, fake.io, of)
   if (stopWith) {
     await sleep(20)
-    io.emit(stopWith)
+    fake.signal(stopWith)
   }
-  return {code: await running, out: io.out(), err: io.err()}
-}
-
-function fakeIo() {
-  const process = new EventEmitter()
-  const killed: string[] = []
-  const stream = () => {
-    let text = ''
-    const emitter = Object.assign(new EventEmitter(), {
-      isTTY: false,
-      columns: 80,
-      write: (more: string) => {
-        text += more
-        return true
-      },
-    })
-    return {emitter, text: () => text}
-  }
-  const [stdout, stderr] = [stream(), stream()]
-  const io = Object.assign(process, {
-    stdin: {isTTY: false},
-    stdout: stdout.emitter,
-    stderr: stderr.emitter,
-    pid: 1,
-    kill: (_pid: number, signal: string) => killed.push(signal),
-  })
-  return {
-    io: io as unknown as Io,
-    out: stdout.text,
-    err: stderr.text,
-    killed,
-    emit: (signal: string) => process.emit(signal),
-    listeners: (signal: string) => process.listenerCount(signal),
-    closeStdout: () => stdout.emitter.emit('error', Object.assign(new Error('write EPIPE'), {code: 'EPIPE'})),
-  }
+  return {code: await running, out: fake.out(), err: fake.err()}
 }

@@ -12,13 +12,20 @@ export const sync = command({
   options: {
     client: {type: 'string', about: 'Which client.', value: 'NAME', required: true},
     sqlite: {type: 'path', about: 'Its SQLite file, when it is new or has moved.'},
-    full: {type: 'boolean', about: 'Compare every row with what Postgres has, not with what is remembered here.'},
+    full: {
+      type: 'boolean',
+      about: 'Compare every row with what Postgres has, not with what is remembered here.',
+    },
     dryRun: {type: 'boolean', about: 'Say what would be applied, and apply nothing.'},
     accept: {type: 'boolean', about: 'Confirm what the guard holds back, such as mass deletes.'},
   },
   async run({client, sqlite, full, dryRun, accept}, context) {
     const config = await context.config()
-    await using target = await openTarget(config, {max: 4, applicationName: `owsync/${config.clusterName}-cli`}, context.signal)
+    await using target = await openTarget(
+      config,
+      {max: 4, applicationName: `owsync/${config.clusterName}-cli`},
+      context.signal,
+    )
     const progress = context.progress()
     let result: SyncResult
     try {
@@ -31,8 +38,12 @@ export const sync = command({
           full,
           dryRun,
           accept,
-          onProgress: (table, rows) => { progress.update({label: `sync ${client}`, table, rows, bytes: 0}) },
-          onWait: holder => { progress.update({label: `waiting for ${holder}`, rows: 0, bytes: 0}) },
+          onProgress: (table, rows) => {
+            progress.update({label: `sync ${client}`, table, rows, bytes: 0})
+          },
+          onWait: holder => {
+            progress.update({label: `waiting for ${holder}`, rows: 0, bytes: 0})
+          },
         },
         context.signal,
       )
@@ -52,9 +63,12 @@ function textOf(result: SyncResult, dryRun: boolean): string {
       `${client}: held back, nothing was applied: ${result.reason ?? ''}`,
       `Look at the file. If this is meant: owsync sync --client ${client} --accept`,
     ].join('\n')
-  if (result.mode === 'unchanged' && status === 'success') return `${client}: unchanged (generation ${generation}, ${took})`
+  if (result.mode === 'unchanged' && status === 'success')
+    return `${client}: unchanged (generation ${generation}, ${took})`
   const held = rows.quarantined > 0 ? `, ${rows.quarantined} quarantined (${result.reason ?? ''})` : ''
-  const healing = result.consistent ? '' : '\nThe app was writing all the while: the next sync completes this one.'
+  const healing = result.consistent
+    ? ''
+    : '\nThe app was writing all the while: the next sync completes this one.'
   const counts = `${rows.upserted} upserted, ${rows.tombstoned} deleted, ${rows.unchanged} unchanged${held}`
   const what = dryRun ? 'would apply' : `generation ${generation}`
   return `${client}: ${what}: ${counts} in ${tables} tables, ${sizeText(result.bytes)}, ${took}${healing}`
