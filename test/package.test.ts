@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict'
 import {execFile} from 'node:child_process'
-import {glob, mkdir, mkdtemp, readFile, rm, symlink} from 'node:fs/promises'
+import {chmod, glob, mkdir, mkdtemp, readFile, rm, symlink} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {dirname, join, resolve} from 'node:path'
+import {DatabaseSync} from 'node:sqlite'
 import {promisify} from 'node:util'
 import {afterAll, beforeAll, test} from 'vitest'
 
@@ -19,6 +20,8 @@ let installed = ''
 
 beforeAll(async () => {
   home = await mkdtemp(join(tmpdir(), 'owsync-package-'))
+  // The embedded Postgres runs as another user when this runs as root.
+  await chmod(home, 0o755)
   const {stdout} = await run('npm', ['pack', '--json', '--pack-destination', home])
   const [packed] = JSON.parse(stdout.slice(stdout.indexOf('['))) as {filename: string}[]
   installed = join(home, 'node_modules/openwebui-sync')
@@ -48,6 +51,16 @@ test('every command of the installed package can be loaded', async () => {
   assert.match((await owsync('completion', 'bash')).stdout, /complete .* owsync/)
 })
 
+test('the installed package syncs a file into its embedded Postgres', async () => {
+  const file = join(home, 'webui.db')
+  const source = new DatabaseSync(file)
+  source.exec("create table user (id text primary key, name text); insert into user values ('1', 'Ada')")
+  source.close()
+  const {stdout} = await owsync('sync', '--client', 'acme', '--sqlite', file, '--json')
+  const {status, rows} = JSON.parse(stdout) as {status: string; rows: {upserted: number}}
+  assert.deepEqual([status, rows.upserted], ['success', 1])
+}, 120_000)
+
 test('no compiled file points to a source file', async () => {
   const pointing: string[] = []
   for await (const file of glob('dist/**/*.js', {cwd: installed})) {
@@ -68,5 +81,6 @@ test('the migrations are in the package, the tests are not', async () => {
 })
 
 function owsync(...args: string[]) {
-  return run(process.execPath, [join(installed, 'dist/main.js'), ...args], {cwd: home})
+  const env = {...process.env, STATE_DIR: join(home, 'state'), DATABASE_URL: '', ADMIN_DATABASE_URL: ''}
+  return run(process.execPath, [join(installed, 'dist/main.js'), ...args], {cwd: home, env})
 }
