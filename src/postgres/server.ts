@@ -141,7 +141,7 @@ export async function initialise({
   const half = join(home, 'data.new')
   const secret = join(home, `password.${randomUUID()}`)
   await rm(half, {recursive: true, force: true})
-  const {bin, runAs} = binaries
+  const {runAs} = binaries
   try {
     await mkdir(half, {mode: 0o700})
     await writeFile(secret, password, {mode: 0o600})
@@ -164,7 +164,7 @@ export async function initialise({
   } catch (cause) {
     const words = await lastWords(log)
     throw new ServerStartError(
-      `the embedded Postgres could not be initialised (${bin}/initdb)${words}`,
+      `the embedded Postgres could not be initialised${words}`,
       `Read ${log}; a full disk is the usual reason. Nothing was left behind: try again.`,
       {cause},
     )
