@@ -42,15 +42,17 @@ export function fakeIo() {
     killed,
     signal: (name: 'SIGINT' | 'SIGTERM') => process.emit(name),
     listeners: (name: string) => process.listenerCount(name),
-    /** The reader of standard output goes, as `head` does. */
-    closeStdout: () => stdout.stream.emit('error', Object.assign(new Error('write EPIPE'), {code: 'EPIPE'})),
+    /** Writing to standard output fails: `EPIPE` when its reader has gone, as `head` does. */
+    breakStdout: (code: 'EPIPE' | 'ENOSPC') =>
+      stdout.stream.emit('error', Object.assign(new Error(`write ${code}`), {code})),
   }
 }
 
 function fakeStream() {
   let text = ''
-  const write = (more: string) => {
+  const write = (more: string, done?: () => void) => {
     text += more
+    done?.()
     return true
   }
   return {stream: Object.assign(new EventEmitter(), {isTTY: false, columns: 80, write}), text: () => text}

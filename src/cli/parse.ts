@@ -162,20 +162,19 @@ function isPrefix(prefix: readonly string[], words: readonly string[]): boolean 
 }
 
 function asUsageError(error: CommanderError, path: readonly string[], {commands}: CommandList): UsageError {
-  const known = commands.filter(({name}) => isPrefix(path.slice(0, 1), name.split(' ')))
-  const isCommand = known.some(({name}) => isPrefix(name.split(' '), path))
-  const shown = isCommand
-    ? known.find(({name}) => isPrefix(name.split(' '), path))?.name
-    : known[0] && path[0]
-  const help = `Run "owsync ${shown === undefined ? '' : `${shown} `}--help" to see what there is.`
+  const place = placeOf(path, commands)
+  const help = `Run "owsync ${place === '' ? '' : `${place} `}--help" to see what there is.`
   if (error.code === 'commander.help') {
-    return new UsageError(
-      shown === undefined ? 'no command was given' : `"owsync ${shown}" needs a command`,
-      help,
-    )
+    return new UsageError(place === '' ? 'no command was given' : `"owsync ${place}" needs a command`, help)
   }
   const [message = '', hint] = error.message.replace(/^error: /, '').split('\n')
-  return new UsageError(message, hint === undefined ? help : `${hint.replace(/^\(|\)$/g, '')} ${help}`, {
-    cause: undefined,
-  })
+  return new UsageError(message, hint === undefined ? help : `${hint.replace(/^\(|\)$/g, '')} ${help}`)
+}
+
+/** The command or the group that the words name, as far as they name one; else empty. */
+function placeOf(path: readonly string[], commands: readonly Entry[]): string {
+  const names = commands.map(({name}) => name)
+  const group =
+    path[0] !== undefined && names.some(name => name.startsWith(`${path[0] ?? ''} `)) ? path[0] : ''
+  return names.find(name => isPrefix(name.split(' '), path)) ?? group
 }

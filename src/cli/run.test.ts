@@ -247,10 +247,21 @@ describe('when asked to stop', () => {
     const fake = fakeIo()
     const running = main(['fail'], {}, fake.io, waiting)
     await sleep(20)
-    fake.closeStdout()
+    fake.breakStdout('EPIPE')
     assert.equal(await running, 141)
     assert.equal(fake.err(), '')
   })
+})
+
+test('output that cannot be written is a failure, although the command went well', async () => {
+  const fake = fakeIo()
+  const list = listOf(({out}) => {
+    out({}, 'data')
+    fake.breakStdout('ENOSPC')
+    return Promise.resolve()
+  })
+  assert.equal(await main(['fail'], {}, fake.io, list), 1)
+  assert.match(fake.err(), /standard output cannot be written \(ENOSPC\)/)
 })
 
 describe('without a terminal', () => {

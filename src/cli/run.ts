@@ -1,5 +1,6 @@
 import {readFileSync} from 'node:fs'
 import type {Config, Env} from '../config/config.ts'
+import {SyncError} from '../core/errors.ts'
 import {progressOn} from '../telemetry/progress.ts'
 import {CancelledError, questions} from './ask.ts'
 import type {Context} from './command.ts'
@@ -35,6 +36,17 @@ class StoppedError extends Error {
   }
 }
 
+/** What was printed has not arrived where standard output leads. */
+export class OutputError extends SyncError {
+  override readonly name = 'OutputError'
+  readonly code = 'SYNC_OUTPUT'
+  readonly next = 'Make room where the output goes, then run it again.'
+
+  constructor(cause: NodeJS.ErrnoException) {
+    super(`standard output cannot be written (${cause.code ?? cause.message})`, {cause})
+  }
+}
+
 /**
  * Runs one command line.
  *
@@ -50,13 +62,11 @@ export async function main(
   using stopping = stopOn(io)
   const {signal} = stopping
   try {
-    const asked = await parse(argv, list, screenOf(io, env))
-    if (asked.what === 'run') {
-      return (await asked.command.run(asked.args, contextOf(env, io, json, signal))) ?? 0
-    }
-    if (asked.what === 'help') io.stdout.write(asked.text)
-    else io.stdout.write(json ? `${JSON.stringify({version: version()})}\n` : `${version()}\n`)
-    return 0
+    const code = await run(argv, env, io, {json, signal, list})
+    await written(io)
+    // The data was the point: a full disk behind `> file` is a failure, however well the rest went.
+    if (signal.reason instanceof OutputError) throw signal.reason
+    return code
   } catch (error) {
     if (isStop(error, signal)) return stopCode(signal)
     const failure = failureOf(error)
@@ -66,6 +76,27 @@ export async function main(
     if (/^(debug|trace)$/.test(env.LOG_LEVEL ?? '') && error instanceof Error)
       io.stderr.write(`${error.stack ?? ''}\n`)
     return failure.exitCode
+  }
+}
+
+type Running = {readonly json: boolean; readonly signal: AbortSignal; readonly list: CommandList}
+
+async function run(
+  argv: readonly string[],
+  env: Env,
+  io: Io,
+  {json, signal, list}: Running,
+): Promise<number> {
+  const asked = await parse(argv, list, screenOf(io, env))
+  switch (asked.what) {
+    case 'run':
+      return (await asked.command.run(asked.args, contextOf(env, io, json, signal))) ?? 0
+    case 'help':
+      io.stdout.write(asked.text)
+      return 0
+    case 'version':
+      io.stdout.write(json ? `${JSON.stringify({version: version()})}\n` : `${version()}\n`)
+      return 0
   }
 }
 
@@ -126,16 +157,26 @@ function stopOn(io: Io): Disposable & {readonly signal: AbortSignal} {
   }
   for (const {name, listener} of listeners) io.on(name, listener)
   io.stdout.on('error', (error: NodeJS.ErrnoException) => {
-    stop.abort(error.code === 'EPIPE' ? new StoppedError('EPIPE', 128 + SIGPIPE) : error)
+    stop.abort(error.code === 'EPIPE' ? new StoppedError('EPIPE', 128 + SIGPIPE) : new OutputError(error))
   })
   // Nobody is left to tell.
   io.stderr.on('error', () => undefined)
   return {signal: stop.signal, [Symbol.dispose]: off}
 }
 
+/** Resolves when all that was printed is on its way, or will never be. */
+function written({stdout}: Io): Promise<void> {
+  return new Promise(resolve => {
+    stdout.write('', () => {
+      resolve()
+    })
+  })
+}
+
 function isStop(error: unknown, signal: AbortSignal): boolean {
   for (let cause = error; cause instanceof Error; cause = cause.cause) {
     if (cause instanceof CancelledError) return true
+    if (cause instanceof OutputError) return false
     if (signal.aborted && (cause === signal.reason || cause.name === 'AbortError')) return true
   }
   return false
