@@ -241,17 +241,26 @@ create trigger note_change after insert or update on sync_metadata.state
 create function sync_metadata.note_deployment_change() returns trigger
   language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_host uuid;
 begin
-  if new.host_id is not null then
-    insert into sync_metadata.cache_events (host_id, key, action)
-    values (new.host_id, 'deployment.' || new.client_name, lower(tg_op));
-    perform sync_metadata.wake(new.host_id, 'cache');
+  if tg_op = 'UPDATE' and row(old.host_id, old.container_name, old.fqdn, old.port, old.database_type, old.sqlite_path,
+      old.direction, old.sync_enabled, old.sync_interval, old.sync_schedule, old.status, old.status_reason, old.config)
+    is not distinct from row(new.host_id, new.container_name, new.fqdn, new.port, new.database_type, new.sqlite_path,
+      new.direction, new.sync_enabled, new.sync_interval, new.sync_schedule, new.status, new.status_reason, new.config)
+  then
+    return null;
   end if;
-  if tg_op = 'UPDATE' and old.host_id is not null and old.host_id is distinct from new.host_id then
+  -- Of the host that has it and, when it moved, of the one that had it, unless that host was just removed.
+  for v_host in
+    select h.host_id from sync_metadata.hosts h
+    where h.host_id = new.host_id or tg_op = 'UPDATE' and h.host_id = old.host_id
+  loop
     insert into sync_metadata.cache_events (host_id, key, action)
-    values (old.host_id, 'deployment.' || old.client_name, 'delete');
-    perform sync_metadata.wake(old.host_id, 'cache');
-  end if;
+    values (v_host, 'deployment.' || new.client_name,
+      case when v_host = new.host_id then lower(tg_op) else 'delete' end);
+    perform sync_metadata.wake(v_host, 'cache');
+  end loop;
   return null;
 end $$;
 -- Settings and status, not what every sync writes.

@@ -127,6 +127,32 @@ begin
   end loop;
 end $$;
 
+/* Removes a host with its lease, its nodes and its control documents. Its clients and their history stay, detached.
+   @returns its roles, to be dropped. @raises OS006 while one of its clients is still to be synced. */
+create function sync_metadata.remove_host(p_cluster text) returns setof text
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_host    uuid := (select h.host_id from sync_metadata.hosts h where h.cluster_name = p_cluster);
+  v_clients text;
+begin
+  if v_host is null then
+    raise exception 'there is no cluster "%"', left(p_cluster, 80) using errcode = 'OS006';
+  end if;
+  select string_agg(d.client_name, ', ' order by d.client_name) into v_clients
+  from sync_metadata.client_deployments d
+  where d.host_id = v_host and d.sync_enabled;
+  if v_clients is not null then
+    raise exception 'clients of this cluster are still synced: %', v_clients using errcode = 'OS006',
+      hint = 'Disable their sync, or move them to another host with `owsync db transfer`, first.';
+  end if;
+  update sync_metadata.host_roles r set valid_until = now() where r.host_id = v_host;
+  return query select sync_metadata.retire_host_roles(p_cluster);
+  insert into sync_metadata.audit_log (host_id, actor, action, details)
+  values (null, session_user, 'host.removed', jsonb_build_object('cluster', p_cluster));
+  delete from sync_metadata.hosts h where h.host_id = v_host;
+end $$;
+
 /* Lets a role see (read) or see and edit a client's data, present tables and those to come; p_mode null takes it back.
    @raises OS004 for a role that must not have it, OS006 for an unknown client or mode. */
 create function sync_metadata.set_access(p_client_name text, p_role text, p_mode text) returns void

@@ -134,6 +134,25 @@ export async function rotatePassword(
 }
 
 /**
+ * Removes a host and its logins. Its clients stay, with their data and history, detached until {@link transferClient}.
+ *
+ * @returns the roles that were removed.
+ * @throws {UsageError} naming the clients that are still to be synced, or when there is no such cluster.
+ */
+export async function removeHost(
+  pool: Pool,
+  {cluster}: {readonly cluster: string},
+): Promise<readonly string[]> {
+  return asAdmin(() =>
+    pool.begin(async tx => {
+      const rows = await tx<{role: string}>`select sync_metadata.remove_host(${cluster}) as role`
+      for (const {role} of rows) await dropLogin(tx, role)
+      return rows.map(({role}) => role)
+    }),
+  )
+}
+
+/**
  * Lets a role that exists read, or read and edit, a client's tables: those there are and those to come.
  *
  * @throws {NameRefusedError} for a role that stands for many, or for a host.
