@@ -20,8 +20,10 @@ export const shapes: readonly Shape[] = [...keys, ...values, ...names, ...tables
 
 /**
  * Opens `file` for building and changing a shape: no foreign keys, as in the app, and no defence against writing
- * to shadow tables, which `node:sqlite` both turns on by default.
+ * to shadow tables, which `node:sqlite` both turns on by default; and no waiting for the disk.
  */
 export function openShape(file: string): DatabaseSync {
-  return new DatabaseSync(file, {enableForeignKeyConstraints: false, defensive: false})
+  const db = new DatabaseSync(file, {enableForeignKeyConstraints: false, defensive: false})
+  db.exec('pragma synchronous = off')
+  return db
 }
