@@ -161,6 +161,13 @@ test('a statement after the end of its transaction is refused', async () => {
   await assert.rejects(tx.tx`select 1`, /transaction has ended/)
 })
 
+test('a connection left within a transaction does not reach the next caller', async () => {
+  await using db = await emptyDatabase()
+  await using pool = connect(db.endpoint, {max: 1, applicationName})
+  await pool`begin; set local lock_timeout = '9s'`
+  assert.deepEqual(await pool`select current_setting('lock_timeout') as lock`, [{lock: '0'}])
+})
+
 test('statements side by side in one transaction take turns', async () => {
   await using db = await emptyDatabase()
   const warnings: Error[] = []
