@@ -62,6 +62,13 @@ test('a command gets its arguments by name and decides the exit code', async () 
   assert.equal(err, 'working\n')
 })
 
+test('a boolean that was not given is false, anything else absent', async () => {
+  const {out} = await run(['echo', 'acme', '--mode', 'read', '--json'])
+  const {dryRun, ...others} = JSON.parse(out) as Record<string, unknown>
+  assert.equal(dryRun, false)
+  assert.deepEqual(Object.keys(others), ['mode', 'client', 'big', 'small'])
+})
+
 test('without --json data is text', async () => {
   assert.equal((await run(['echo', 'acme', '--mode', 'read'])).out, 'client acme\n')
 })
