@@ -52,13 +52,21 @@ export async function withLease<T>(
   await using connection = await pool.reserve()
   const {epoch, askedAt} = await acquire(connection, options, signal)
   const over = new AbortController()
-  const lease: Lease = {nodeId: options.nodeId, epoch, signal: AbortSignal.any([signal, over.signal, connection.lost])}
+  const lease: Lease = {
+    nodeId: options.nodeId,
+    epoch,
+    signal: AbortSignal.any([signal, over.signal, connection.lost]),
+  }
   const renewing = new AbortController()
-  const renewal = keepRenewing(connection, options, epoch, askedAt, AbortSignal.any([renewing.signal, signal])).catch(
-    (reason: unknown) => {
-      over.abort(reason)
-    },
-  )
+  const renewal = keepRenewing(
+    connection,
+    options,
+    epoch,
+    askedAt,
+    AbortSignal.any([renewing.signal, signal]),
+  ).catch((reason: unknown) => {
+    over.abort(reason)
+  })
   try {
     return await work(lease)
   } catch (error) {
@@ -67,7 +75,8 @@ export async function withLease<T>(
   } finally {
     renewing.abort()
     await renewal
-    if (!connection.lost.aborted) await connection`select sync_metadata.release_lease(${options.nodeId}, ${epoch})`
+    if (!connection.lost.aborted)
+      await connection`select sync_metadata.release_lease(${options.nodeId}, ${epoch})`
   }
 }
 
@@ -90,7 +99,11 @@ export async function fenced<T>(pool: Pool, lease: Lease, write: (tx: Tx) => Pro
 
 type Acquired = {epoch: bigint; askedAt: number}
 
-async function acquire(connection: Connection, options: LeaseOptions, signal: AbortSignal): Promise<Acquired> {
+async function acquire(
+  connection: Connection,
+  options: LeaseOptions,
+  signal: AbortSignal,
+): Promise<Acquired> {
   const since = performance.now()
   for (;;) {
     const hint = await holdsHint(connection, options.clusterName)
@@ -128,21 +141,31 @@ async function keepRenewing(
   let deadline = acquiredAt + options.durationMs
   for (;;) {
     try {
-      await sleep(Math.max(0, Math.min(options.renewEveryMs, deadline - performance.now())), undefined, {signal})
+      await sleep(Math.max(0, Math.min(options.renewEveryMs, deadline - performance.now())), undefined, {
+        signal,
+      })
     } catch {
       return // asked to stop
     }
-    if (performance.now() >= deadline) throw new FencedOutError(`the lease of epoch ${epoch} ran out before it was renewed`)
+    if (performance.now() >= deadline)
+      throw new FencedOutError(`the lease of epoch ${epoch} ran out before it was renewed`)
     const askedAt = performance.now()
-    const remaining = AbortSignal.timeout(Math.max(1, deadline - askedAt))
+    const remaining = AbortSignal.timeout(Math.max(1, Math.floor(deadline - askedAt)))
     const renewed = await Promise.race([
       connection<{expires_at: Date}>`
         select expires_at from sync_metadata.renew_lease(${options.nodeId}, ${epoch}, ${options.durationMs})`,
       new Promise<undefined>(resolve => {
-        remaining.addEventListener('abort', () => { resolve(undefined) }, {once: true})
+        remaining.addEventListener(
+          'abort',
+          () => {
+            resolve(undefined)
+          },
+          {once: true},
+        )
       }),
     ])
-    if (renewed === undefined) throw new FencedOutError(`the lease of epoch ${epoch} could not be renewed in time`)
+    if (renewed === undefined)
+      throw new FencedOutError(`the lease of epoch ${epoch} could not be renewed in time`)
     if (renewed.length === 0) throw new FencedOutError(`the lease of epoch ${epoch} has been taken over`)
     deadline = askedAt + options.durationMs
   }

@@ -124,7 +124,7 @@ export function partsOfKey(key: string): {values: Exclude<Value, null>[]} | {row
   if (key.startsWith('~0')) return {rowid: BigInt(key.slice(2, -1))}
   const values: Exclude<Value, null>[] = []
   const bytes = Buffer.from(key)
-  for (let at = 1; at < bytes.length; ) {
+  for (let at = 1; at < bytes.length;) {
     const isText = bytes[at] === 0x74
     const mark = bytes.indexOf(isText ? ':' : ';', at)
     const end = isText ? mark + 1 + Number(bytes.toString('utf8', at + 1, mark)) : mark + 1

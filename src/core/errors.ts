@@ -13,7 +13,11 @@ export class UsageError extends SyncError {
   readonly code = 'SYNC_USAGE'
   readonly next: string
 
-  constructor(message: string, next = 'Run the command with --help to see what it takes.', options?: ErrorOptions) {
+  constructor(
+    message: string,
+    next = 'Run the command with --help to see what it takes.',
+    options?: ErrorOptions,
+  ) {
     super(message, options)
     this.next = next
   }

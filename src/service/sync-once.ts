@@ -7,7 +7,14 @@ import {parseClientName} from '../core/client-name.ts'
 import {UsageError} from '../core/errors.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {openSource} from '../source/open.ts'
-import {findDeployment, moveSource, recordFailure, registerDeployment, UnknownClientError, type Deployment} from '../state/deployments.ts'
+import {
+  findDeployment,
+  moveSource,
+  recordFailure,
+  registerDeployment,
+  UnknownClientError,
+  type Deployment,
+} from '../state/deployments.ts'
 import {DeploymentBusyError, lockDeployment} from '../sync/lock.ts'
 import {syncDeployment, type SyncResult} from '../sync/sync.ts'
 
@@ -32,13 +39,19 @@ const PATIENCE_MS = 60_000
  * An unknown client with a file is registered first; the file is opened before that, so that a wrong path registers
  * nothing.
  */
-export async function syncOnce(pool: Pool, config: Config, request: SyncRequest, signal: AbortSignal): Promise<SyncResult> {
+export async function syncOnce(
+  pool: Pool,
+  config: Config,
+  request: SyncRequest,
+  signal: AbortSignal,
+): Promise<SyncResult> {
   const {name, schema} = parseClientName(request.client)
   const sqlite = request.sqlite === undefined ? undefined : resolve(request.sqlite)
   const deployment = await resolveDeployment(pool, {name, schema, sqlite}, signal)
   const path = sqlite ?? deployment.sqlitePath
-  if (path === null) throw new UsageError(`${deployment.clientName} has no SQLite file yet`, 'Give it with --sqlite FILE.')
-  using _lock = await lock(config.stateDir, deployment, signal)
+  if (path === null)
+    throw new UsageError(`${deployment.clientName} has no SQLite file yet`, 'Give it with --sqlite FILE.')
+  using lock = await lockPatiently(config.stateDir, deployment, signal)
   const nodeId = `${config.clusterName}-cli`
   return await withLease(
     pool,
@@ -82,7 +95,11 @@ export async function syncOnce(pool: Pool, config: Config, request: SyncRequest,
         return result
       } catch (error) {
         if (!request.dryRun && !lease.signal.aborted)
-          await remember(pool, deployment, error, {epoch: lease.epoch, durationMs: performance.now() - startedAt, full: request.full})
+          await remember(pool, deployment, error, {
+            epoch: lease.epoch,
+            durationMs: performance.now() - startedAt,
+            full: request.full,
+          })
         throw error
       }
     },
@@ -110,7 +127,11 @@ async function resolveDeployment(
   return (await findDeployment(pool, client.schema)) as Deployment
 }
 
-async function lock(stateDir: string, deployment: Deployment, signal: AbortSignal): Promise<Disposable> {
+async function lockPatiently(
+  stateDir: string,
+  deployment: Deployment,
+  signal: AbortSignal,
+): Promise<Disposable> {
   const since = performance.now()
   for (;;) {
     try {
@@ -129,7 +150,10 @@ async function remember(
   error: unknown,
   run: {readonly epoch: bigint; readonly durationMs: number; readonly full: boolean},
 ): Promise<void> {
-  const code = error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : 'SYNC_UNEXPECTED'
+  const code =
+    error instanceof Error && 'code' in error && typeof error.code === 'string'
+      ? error.code
+      : 'SYNC_UNEXPECTED'
   const message = error instanceof Error ? error.message : String(error)
   try {
     await recordFailure(pool, deployment.deploymentId, {code, message, ...run})

@@ -1,6 +1,12 @@
 import {setImmediate as breathe, setTimeout as sleep} from 'node:timers/promises'
 import {SchemaMovedError} from './errors.ts'
-import {introspect, readDataVersion, readSchemaVersion, type SourceSpec, type TableSpec} from './introspect.ts'
+import {
+  introspect,
+  readDataVersion,
+  readSchemaVersion,
+  type SourceSpec,
+  type TableSpec,
+} from './introspect.ts'
 import {errcode, whenFree, type Source} from './open.ts'
 import {TableReader, type PageBudget, type Position, type RefusedRow, type SourceRow} from './read.ts'
 
@@ -72,7 +78,11 @@ const PATIENCE_MS = 5_000
  *
  * @throws {SchemaMovedError} when the schema never held still.
  */
-export async function captureByDigest(source: Source, options: CaptureOptions, signal: AbortSignal): Promise<CaptureResult> {
+export async function captureByDigest(
+  source: Source,
+  options: CaptureOptions,
+  signal: AbortSignal,
+): Promise<CaptureResult> {
   const since = performance.now()
   for (let pass = 1; ; pass++) {
     const result = await capturePass(source, options, signal)
@@ -89,12 +99,20 @@ export function isWal(source: Source): boolean {
   return source.db.prepare('pragma journal_mode').get()?.['journal_mode'] === 'wal'
 }
 
-async function capturePass(source: Source, options: CaptureOptions, signal: AbortSignal): Promise<CaptureResult | 'schema moved'> {
+async function capturePass(
+  source: Source,
+  options: CaptureOptions,
+  signal: AbortSignal,
+): Promise<CaptureResult | 'schema moved'> {
   const {db} = source
   const inOneTransaction = await whenFree(source, () => isWal(source), signal)
   if (inOneTransaction) db.exec('begin')
   try {
-    const before = await whenFree(source, () => ({data: readDataVersion(db), schema: readSchemaVersion(db)}), signal)
+    const before = await whenFree(
+      source,
+      () => ({data: readDataVersion(db), schema: readSchemaVersion(db)}),
+      signal,
+    )
     const spec = await whenFree(source, () => introspect(db), signal)
     if (spec.schemaVersion !== before.schema) return 'schema moved'
     const remembered = options.begin(spec)
@@ -163,7 +181,12 @@ export class Pace {
   }
 }
 
-async function scanByRowid(reader: TableReader, memory: Remembered, options: CaptureOptions, pace: Pace): Promise<number> {
+async function scanByRowid(
+  reader: TableReader,
+  memory: Remembered,
+  options: CaptureOptions,
+  pace: Pace,
+): Promise<number> {
   const {table} = reader
   const {delta} = options
   const highest = memory.highestRowid()
@@ -174,10 +197,18 @@ async function scanByRowid(reader: TableReader, memory: Remembered, options: Cap
     const at = position
     const page = await pace.read(() => reader.page(at, pace.budget))
     position = page.next
-    const known = highest === undefined || (after !== undefined && after >= highest) ? [] : memory.range(after, position?.[0] as bigint | undefined)
+    const known =
+      highest === undefined || (after !== undefined && after >= highest)
+        ? []
+        : memory.range(after, position?.[0] as bigint | undefined)
     let k = 0
     const asideBefore = (rowid: bigint | undefined) => {
-      for (let entry = known[k]; entry !== undefined && (rowid === undefined || entry.rowid < rowid); entry = known[++k]) memory.setAside(entry)
+      for (
+        let entry = known[k];
+        entry !== undefined && (rowid === undefined || entry.rowid < rowid);
+        entry = known[++k]
+      )
+        memory.setAside(entry)
     }
     for (const row of page.rows) {
       asideBefore(row.rowid)
@@ -200,7 +231,12 @@ async function scanByRowid(reader: TableReader, memory: Remembered, options: Cap
   return count
 }
 
-async function scanByKey(reader: TableReader, memory: Remembered, options: CaptureOptions, pace: Pace): Promise<number> {
+async function scanByKey(
+  reader: TableReader,
+  memory: Remembered,
+  options: CaptureOptions,
+  pace: Pace,
+): Promise<number> {
   const {table} = reader
   let position: Position | undefined
   let count = 0
@@ -229,7 +265,12 @@ function refuse(table: TableSpec, row: RefusedRow, memory: Remembered, delta: De
 }
 
 /** Rows that stood where another or none was known: moved, changed or new. The values are read again for the latter two. */
-async function settleAside(reader: TableReader, memory: Remembered, {delta}: CaptureOptions, pace: Pace): Promise<void> {
+async function settleAside(
+  reader: TableReader,
+  memory: Remembered,
+  {delta}: CaptureOptions,
+  pace: Pace,
+): Promise<void> {
   const {table} = reader
   let after: bigint | undefined
   for (;;) {
@@ -242,7 +283,7 @@ async function settleAside(reader: TableReader, memory: Remembered, {delta}: Cap
       if (was !== undefined && Buffer.compare(was, row.digest) === 0) delta.place(table, row)
       else wanted.push(row.rowid)
     }
-    for (let rest = wanted; rest.length > 0; ) {
+    for (let rest = wanted; rest.length > 0;) {
       const asked = rest
       const page = await pace.read(() => reader.fetch(asked, pace.budget))
       for (const row of page.rows) delta.upsert(table, row)

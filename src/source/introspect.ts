@@ -20,6 +20,7 @@ export type IndexSpec = {
 /** An ordinary table of a live source: the shadow tables of virtual ones are ordinary too. */
 export type TableSpec = {
   readonly name: string
+  /** True when rows have no rowid, or none that can be read. */
   readonly withoutRowid: boolean
   /** A name under which the rowid can be read; absent when columns of the table hide all three. */
   readonly rowidName: string | undefined
@@ -48,15 +49,26 @@ export type SourceSpec = {
 export function introspect(db: DatabaseSync): SourceSpec {
   const rows = db
     .prepare('select type, name, tbl_name, rootpage, sql from sqlite_schema order by rowid')
-    .all() as {type: SchemaObject['type']; name: string; tbl_name: string; rootpage: number | bigint; sql: string | null}[]
+    .all() as {
+    type: SchemaObject['type']
+    name: string
+    tbl_name: string
+    rootpage: number | bigint
+    sql: string | null
+  }[]
   const kept = rows.filter(row => !/^sqlite_stat/i.test(row.tbl_name))
   const tables = kept.filter(row => row.type === 'table' && Number(row.rootpage) !== 0)
   return {
     tables: tables.map(row => introspectTable(db, row.name)),
     // Automatic indexes have no SQL: their table's DDL makes them again.
-    objects: kept.flatMap(row => (row.sql === null ? [] : [{type: row.type, name: row.name, table: row.tbl_name, sql: row.sql}])),
+    objects: kept.flatMap(row =>
+      row.sql === null ? [] : [{type: row.type, name: row.name, table: row.tbl_name, sql: row.sql}],
+    ),
     pragmas: readPragmas(db),
-    alembicRevision: readRevision(db, tables.map(row => row.name)),
+    alembicRevision: readRevision(
+      db,
+      tables.map(row => row.name),
+    ),
     schemaVersion: readSchemaVersion(db),
   }
 }
@@ -77,7 +89,9 @@ export function ident(name: string): string {
 }
 
 function introspectTable(db: DatabaseSync, name: string): TableSpec {
-  const info = db.prepare('select name, type, pk, "notnull" as not_null, hidden from pragma_table_xinfo(?) order by cid').all(name) as {
+  const info = db
+    .prepare('select name, type, pk, "notnull" as not_null, hidden from pragma_table_xinfo(?) order by cid')
+    .all(name) as {
     name: string
     type: string
     pk: number | bigint
@@ -99,10 +113,14 @@ function introspectTable(db: DatabaseSync, name: string): TableSpec {
   const primary = info.filter(column => Number(column.pk) > 0).sort((a, b) => Number(a.pk) - Number(b.pk))
   const required = new Set(info.filter(column => Number(column.not_null) === 1).map(column => column.name))
   const indexes = readIndexes(db, name)
+  const [alias] = primary
+  const isRowid = primary.length === 1 && alias?.type.toUpperCase() === 'INTEGER'
   const unique = primary.length > 0 ? undefined : usableKey(db, name, indexes, required)
   return {
     name,
-    withoutRowid,
+    // Rows whose rowid nobody can ask for are found by their key as well.
+    withoutRowid:
+      withoutRowid || (rowidName === undefined && !isRowid && (primary.length > 0 || unique !== undefined)),
     rowidName,
     keyedBy: primary.length > 0 ? 'primary key' : unique ? 'unique index' : 'rowid',
     key: primary.length > 0 ? primary.map(column => column.name) : (unique ?? []),
@@ -112,16 +130,27 @@ function introspectTable(db: DatabaseSync, name: string): TableSpec {
 }
 
 function readIndexes(db: DatabaseSync, table: string): (IndexSpec & {unique: boolean; partial: boolean})[] {
-  const list = db.prepare('select name, "unique" as is_unique, partial from pragma_index_list(?) order by name').all(table) as {
+  const list = db
+    .prepare('select name, "unique" as is_unique, partial from pragma_index_list(?) order by name')
+    .all(table) as {
     name: string
     is_unique: number | bigint
     partial: number | bigint
   }[]
   return list.flatMap(index => {
-    const parts = db.prepare('select name from pragma_index_xinfo(?) where key = 1 order by seqno').all(index.name) as {name: string | null}[]
+    const parts = db
+      .prepare('select name from pragma_index_xinfo(?) where key = 1 order by seqno')
+      .all(index.name) as {name: string | null}[]
     const columns = parts.flatMap(part => (part.name === null ? [] : [part.name]))
     if (columns.length !== parts.length || columns.length === 0) return []
-    return [{name: index.name, columns, unique: Number(index.is_unique) === 1, partial: Number(index.partial) === 1}]
+    return [
+      {
+        name: index.name,
+        columns,
+        unique: Number(index.is_unique) === 1,
+        partial: Number(index.partial) === 1,
+      },
+    ]
   })
 }
 
@@ -135,10 +164,15 @@ function usableKey(
   const nullable = (columns: readonly string[]) => columns.filter(column => !required.has(column))
   return indexes
     .filter(index => index.unique && !index.partial)
-    .sort((a, b) => a.columns.length - b.columns.length || nullable(a.columns).length - nullable(b.columns).length)
+    .sort(
+      (a, b) =>
+        a.columns.length - b.columns.length || nullable(a.columns).length - nullable(b.columns).length,
+    )
     .find(index =>
       nullable(index.columns).every(
-        column => db.prepare(`select 1 from ${ident(table)} where ${ident(column)} is null limit 1`).get() === undefined,
+        column =>
+          db.prepare(`select 1 from ${ident(table)} where ${ident(column)} is null limit 1`).get() ===
+          undefined,
       ),
     )?.columns
 }
@@ -175,7 +209,14 @@ const SAMPLED_VALUES = 20_000
 export function sampleClasses(
   db: DatabaseSync,
   table: TableSpec,
-  classes: {readonly bit: number; readonly integer: number; readonly wideInteger: number; readonly real: number; readonly text: number; readonly blob: number},
+  classes: {
+    readonly bit: number
+    readonly integer: number
+    readonly wideInteger: number
+    readonly real: number
+    readonly text: number
+    readonly blob: number
+  },
 ): number[] {
   const rows = Math.max(20, Math.ceil(SAMPLED_VALUES / table.columns.length / 2))
   const name = ident(table.name)
@@ -196,7 +237,9 @@ export function sampleClasses(
   // A few hundred expressions a statement: SQLite limits the columns of a result and the depth of an expression.
   for (let at = 0; at < table.columns.length; at += 200) {
     const columns = table.columns.slice(at, at + 200).map(column => ident(column.name))
-    const statement = db.prepare(`select ${columns.map(bits).join(', ')} from ${place === undefined ? `(select * from ${name} limit ${rows})` : name} ${where}`)
+    const statement = db.prepare(
+      `select ${columns.map(bits).join(', ')} from ${place === undefined ? `(select * from ${name} limit ${rows})` : name} ${where}`,
+    )
     statement.setReturnArrays(true)
     found.push(...(statement.get() as unknown as number[]))
   }

@@ -32,7 +32,14 @@ export async function openSource(path: string, signal: AbortSignal): Promise<Sou
   } catch (cause) {
     throw explain(file, cause)
   }
-  const source: Source = {file, db, busyRetries: 0, [Symbol.dispose]: () => { db.close() }}
+  const source: Source = {
+    file,
+    db,
+    busyRetries: 0,
+    [Symbol.dispose]: () => {
+      db.close()
+    },
+  }
   try {
     // A value or a row larger than this is refused by name; SQLite then never hands it to us.
     db.limits.length = LONGEST_VALUE_BYTES
@@ -58,7 +65,8 @@ export async function whenFree<T>(source: Source, read: () => T, signal: AbortSi
     try {
       return read()
     } catch (cause) {
-      if (primaryCode(cause) !== SQLITE_BUSY || performance.now() - since > PATIENCE_MS) throw explain(source.file, cause)
+      if (primaryCode(cause) !== SQLITE_BUSY || performance.now() - since > PATIENCE_MS)
+        throw explain(source.file, cause)
       source.busyRetries++
       await sleep(20 + Math.random() * 30, undefined, {signal})
     }
@@ -125,7 +133,8 @@ export function explain(file: string, cause: unknown): unknown {
 
 /** @returns the extended SQLite result code of an error of node:sqlite, if it is one. */
 export function errcode(error: unknown): number | undefined {
-  if (!(error instanceof Error) || !('errcode' in error) || typeof error.errcode !== 'number') return undefined
+  if (!(error instanceof Error) || !('errcode' in error) || typeof error.errcode !== 'number')
+    return undefined
   return error.errcode
 }
 
@@ -146,9 +155,17 @@ function refuseUnfit(named: string): string {
     file = realpathSync(named)
     const stat = statSync(file)
     if (stat.isDirectory())
-      throw new SourceUnreadableError(file, 'this is a directory', 'Name the SQLite file in it, usually webui.db.')
+      throw new SourceUnreadableError(
+        file,
+        'this is a directory',
+        'Name the SQLite file in it, usually webui.db.',
+      )
     if (!stat.isFile())
-      throw new SourceUnreadableError(file, 'this is not a regular file', 'Name the SQLite file, usually webui.db.')
+      throw new SourceUnreadableError(
+        file,
+        'this is not a regular file',
+        'Name the SQLite file, usually webui.db.',
+      )
     size = stat.size
     refuseNetwork(file)
     // Read before SQLite has the file open: closing a descriptor later would drop its locks.
@@ -170,7 +187,11 @@ function refuseUnfit(named: string): string {
 /** The file has no bytes at all; for a deployment that had rows this is a reason to quarantine. */
 export class SourceEmptyError extends SourceUnreadableError {
   constructor(file: string) {
-    super(file, 'the file is empty', 'Name a file that Open WebUI has created, or start the app once so that it creates it.')
+    super(
+      file,
+      'the file is empty',
+      'Name a file that Open WebUI has created, or start the app once so that it creates it.',
+    )
   }
 }
 
@@ -189,20 +210,36 @@ function unreadable(file: string, cause: unknown): unknown {
   switch (code) {
     case 'ENOENT':
     case 'ENOTDIR':
-      return new SourceUnreadableError(file, 'there is no such file', 'Check the path; `owsync client list` shows registered ones.', options)
+      return new SourceUnreadableError(
+        file,
+        'there is no such file',
+        'Check the path; `owsync client list` shows registered ones.',
+        options,
+      )
     case 'EACCES':
     case 'EPERM':
-      return new SourceUnreadableError(file, 'permission denied', 'Run as the user that owns the file (root for the stock image).', options)
+      return new SourceUnreadableError(
+        file,
+        'permission denied',
+        'Run as the user that owns the file (root for the stock image).',
+        options,
+      )
     case 'ERR_INVALID_ARG_VALUE':
     case 'ENAMETOOLONG':
     case 'ELOOP':
-      return new SourceUnreadableError(JSON.stringify(file), 'this path cannot be used', 'Name an ordinary file path.', options)
+      return new SourceUnreadableError(
+        JSON.stringify(file),
+        'this path cannot be used',
+        'Name an ordinary file path.',
+        options,
+      )
     default:
       return cause
   }
 }
 
-const NETWORK_TYPES = /^(nfs|nfs4|cifs|smb3?|smbfs|9p|virtiofs|afs|ceph|glusterfs|lustre|ncpfs|coda|prl_fs|vboxsf|vmhgfs|fuse\.(sshfs|rclone|s3fs|glusterfs|vmhgfs-fuse|gvfsd-fuse|grpcfuse|osxfs|gocryptfs-remote))$/
+const NETWORK_TYPES =
+  /^(nfs|nfs4|cifs|smb3?|smbfs|9p|virtiofs|afs|ceph|glusterfs|lustre|ncpfs|coda|prl_fs|vboxsf|vmhgfs|fuse\.(sshfs|rclone|s3fs|glusterfs|vmhgfs-fuse|gvfsd-fuse|grpcfuse|osxfs|gocryptfs-remote))$/
 
 /** SQLite's locks do not hold across machines: a shared file would be read torn without anyone noticing. */
 function refuseNetwork(file: string): void {
@@ -229,7 +266,9 @@ export function fileSystemOf(file: string, mounts: string): string | undefined {
   let best: {length: number; type: string} | undefined
   for (const line of mounts.split('\n')) {
     const [left, right] = line.split(' - ')
-    const point = left?.split(' ')[4]?.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(parseInt(octal, 8)))
+    const point = left
+      ?.split(' ')[4]
+      ?.replace(/\\([0-7]{3})/g, (_, octal: string) => String.fromCharCode(parseInt(octal, 8)))
     const type = right?.split(' ')[0]
     if (point === undefined || type === undefined) continue
     const within = point === '/' || file === point || file.startsWith(`${point}/`)

@@ -1,5 +1,12 @@
 import type {DatabaseSync, StatementSync} from 'node:sqlite'
-import {keyOf, keyOfRowid, keyOfUnkeyed, partsOfKey, rowDigester, type RowDigester} from '../core/canonical.ts'
+import {
+  keyOf,
+  keyOfRowid,
+  keyOfUnkeyed,
+  partsOfKey,
+  rowDigester,
+  type RowDigester,
+} from '../core/canonical.ts'
 import {RawText, type Value} from '../core/value.ts'
 import {SourceUnreadableError} from './errors.ts'
 import {ident, type TableSpec} from './introspect.ts'
@@ -75,7 +82,11 @@ export class TableReader {
       for (const row of rows as unknown as Iterable<Value[]>) {
         bytes += this.#settle(row)
         fetched.push(row)
-        if (fetched.length >= budget.rows || bytes >= budget.bytes || performance.now() - since >= budget.ms) {
+        if (
+          fetched.length >= budget.rows ||
+          bytes >= budget.bytes ||
+          performance.now() - since >= budget.ms
+        ) {
           ended = false
           break
         }
@@ -97,7 +108,10 @@ export class TableReader {
    * Reads single rows again by rowid until the budget is spent; rows that have gone meanwhile are not in the answer.
    * `asked` is how many of the rowids have been looked at.
    */
-  fetch(rowids: readonly bigint[], budget: PageBudget): {rows: SourceRow[]; refused: RefusedRow[]; asked: number; holdMs: number} {
+  fetch(
+    rowids: readonly bigint[],
+    budget: PageBudget,
+  ): {rows: SourceRow[]; refused: RefusedRow[]; asked: number; holdMs: number} {
     const fetched: Value[][] = []
     const refused: RefusedRow[] = []
     let asked = 0
@@ -146,7 +160,9 @@ export class TableReader {
     const filter = after ? `where (${order.join(', ')}) > (${withoutRowid ? marks : '?'})` : where
     const lead = withoutRowid ? [] : [this.#rowid()]
     const tail = where === '' ? `order by ${order.join(', ')}` : ''
-    const statement = this.#db.prepare(`select ${[...lead, ...columns].join(', ')} from ${ident(name)} ${filter} ${tail}`)
+    const statement = this.#db.prepare(
+      `select ${[...lead, ...columns].join(', ')} from ${ident(name)} ${filter} ${tail}`,
+    )
     statement.setReadBigInts(true)
     statement.setReturnArrays(true)
     return statement
@@ -157,9 +173,17 @@ export class TableReader {
     // The INTEGER PRIMARY KEY, if there is one, is the rowid under another name.
     const [only] = this.table.key
     const column = this.table.columns.find(column => column.name === only)
-    if (this.table.key.length === 1 && column?.declared.toUpperCase() === 'INTEGER' && this.table.keyedBy === 'primary key')
+    if (
+      this.table.key.length === 1 &&
+      column?.declared.toUpperCase() === 'INTEGER' &&
+      this.table.keyedBy === 'primary key'
+    )
       return ident(column.name)
-    throw new SourceUnreadableError(
+    throw this.#unreachable()
+  }
+
+  #unreachable(): SourceUnreadableError {
+    return new SourceUnreadableError(
       this.table.name,
       'the columns of this table are named rowid, oid and _rowid_, so its rows have no address that can be read',
       'Rename one of these columns, or give the table an INTEGER PRIMARY KEY.',
@@ -186,6 +210,7 @@ export class TableReader {
     const parts: Exclude<Value, null>[] = []
     for (const at of this.#keyAt) {
       const value = values[at] as Value
+      if (value === null && this.table.withoutRowid) throw this.#unreachable()
       if (value === null) return keyOfUnkeyed(rowid)
       parts.push(value)
     }
@@ -209,10 +234,14 @@ export class TableReader {
   #rawText(row: readonly Value[], at: number, text: string): Value {
     const name = (this.table.columns[at - this.#lead] as TableSpec['columns'][number]).name
     const keyed = this.table.withoutRowid
-    const where = keyed ? this.table.key.map(part => `${ident(part)} is iif(?, cast(? as text), ?)`).join(' and ') : `${this.#rowid()} = ?`
+    const where = keyed
+      ? this.table.key.map(part => `${ident(part)} is iif(?, cast(? as text), ?)`).join(' and ')
+      : `${this.#rowid()} = ?`
     // Key columns to the left of a hidden text have been settled already, those to the right may not have been.
     const position = this.#positionOf(row)
-    const statement = this.#db.prepare(`select cast(${ident(name)} as blob) as bytes from ${ident(this.table.name)} where ${where}`)
+    const statement = this.#db.prepare(
+      `select cast(${ident(name)} as blob) as bytes from ${ident(this.table.name)} where ${where}`,
+    )
     const found = statement.get(...this.#bind(position))?.['bytes']
     // A WITHOUT ROWID key that JavaScript cannot hold finds nothing by itself: look it up by its place instead.
     const bytes = found instanceof Uint8Array ? found : this.#bytesByPlace(name, text)
@@ -221,7 +250,11 @@ export class TableReader {
   }
 
   #bytesByPlace(name: string, text: string): Uint8Array {
-    const rows = this.#db.prepare(`select ${ident(name)} as value, cast(${ident(name)} as blob) as bytes from ${ident(this.table.name)}`).all()
+    const rows = this.#db
+      .prepare(
+        `select ${ident(name)} as value, cast(${ident(name)} as blob) as bytes from ${ident(this.table.name)}`,
+      )
+      .all()
     const matches = rows.filter(row => row['value'] === text)
     const [match] = matches
     if (matches.length === 1 && match?.['bytes'] instanceof Uint8Array) return match['bytes']
@@ -259,7 +292,11 @@ export class TableReader {
       .sort((a, b) => b.bytes - a.bytes)[0]
     const parts = keyValues.filter(value => value !== null)
     const rowKey =
-      this.table.keyedBy === 'rowid' ? keyOfRowid(rowid) : parts.length < key.length ? keyOfUnkeyed(rowid) : keyOf(parts)
+      this.table.keyedBy === 'rowid'
+        ? keyOfRowid(rowid)
+        : parts.length < key.length
+          ? keyOfUnkeyed(rowid)
+          : keyOf(parts)
     const reason = `column ${large?.name ?? '?'} holds ${large?.bytes ?? 0} bytes, more than the ${LONGEST_VALUE_BYTES} that can be mirrored`
     return {row: {rowid, key: rowKey, reason}, position}
   }

@@ -25,7 +25,8 @@ export type Deployment = {
 export class UnknownClientError extends SyncError {
   override readonly name = 'UnknownClientError'
   readonly code = 'SYNC_UNKNOWN_CLIENT'
-  readonly next = 'Give its file with --sqlite FILE to register it, or see `owsync db status` for the known ones.'
+  readonly next =
+    'Give its file with --sqlite FILE to register it, or see `owsync db status` for the known ones.'
 
   constructor(clientName: string) {
     super(`no deployment of this host is called ${clientName}`)
@@ -63,7 +64,12 @@ export async function readRevisions(sql: Sql, deploymentId: string): Promise<str
 }
 
 /** Records the source's shape as its newest version. Part of the transaction that applies the cut. */
-export async function saveSourceSchema(sql: Sql, deploymentId: string, generation: bigint, schema: SourceSchema): Promise<void> {
+export async function saveSourceSchema(
+  sql: Sql,
+  deploymentId: string,
+  generation: bigint,
+  schema: SourceSchema,
+): Promise<void> {
   await sql`
     insert into sync_metadata.source_schemas
       (deployment_id, version, first_generation, objects, pragmas, alembic_revision, tables)
@@ -100,7 +106,13 @@ export async function unquarantine(sql: Sql, deploymentId: string): Promise<void
 export async function recordFailure(
   sql: Sql,
   deploymentId: string,
-  failure: {readonly code: string; readonly message: string; readonly epoch: bigint; readonly durationMs: number; readonly full: boolean},
+  failure: {
+    readonly code: string
+    readonly message: string
+    readonly epoch: bigint
+    readonly durationMs: number
+    readonly full: boolean
+  },
 ): Promise<void> {
   await sql`
     with failed as (

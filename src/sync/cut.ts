@@ -5,14 +5,19 @@ import {captureByDigest, type CaptureResult, type Delta} from '../source/capture
 import {sampleClasses, type SourceSpec, type TableSpec} from '../source/introspect.ts'
 import type {Source} from '../source/open.ts'
 import {RowEncoder} from '../target/encode.ts'
-import {plan, type Existing, type Plan} from '../target/plan.ts'
+import {plan, widenTables, type Existing, type Operation, type Plan} from '../target/plan.ts'
 import {Seen} from '../target/type-map.ts'
 import {findRenames} from './identify.ts'
 import type {Sidecar} from './sidecar.ts'
 import {Spool, type SmallLimit} from './spool.ts'
 
 /** A row that cannot be mirrored now. `table` is its name in the target. */
-export type QuarantinedRow = {readonly table: string; readonly key: string; readonly code: string; readonly reason: string}
+export type QuarantinedRow = {
+  readonly table: string
+  readonly key: string
+  readonly code: string
+  readonly reason: string
+}
 
 /** One captured state of a source: what differs from the last cut, kept locally, and nothing sent yet. */
 export type Cut = Disposable & {
@@ -20,6 +25,8 @@ export type Cut = Disposable & {
   readonly plan: Plan
   readonly schema: SourceSchema
   readonly isSchemaChanged: boolean
+  /** After the rows: types that what they hold asks for. */
+  readonly widenings: readonly Operation[]
   /** Changes by source table name; tables without any are missing. */
   readonly spools: ReadonlyMap<string, Spool>
   readonly refused: readonly QuarantinedRow[]
@@ -46,7 +53,12 @@ export type CutOptions = {
 }
 
 /** Captures a cut against the sidecar: nothing leaves this machine, and no lock of the app is held when it returns. */
-export async function captureCut(source: Source, sidecar: Sidecar, options: CutOptions, signal: AbortSignal): Promise<Cut> {
+export async function captureCut(
+  source: Source,
+  sidecar: Sidecar,
+  options: CutOptions,
+  signal: AbortSignal,
+): Promise<Cut> {
   let gathering: Gathering | undefined
   sidecar.begin()
   try {
@@ -85,10 +97,15 @@ export async function captureCut(source: Source, sidecar: Sidecar, options: CutO
 }
 
 /** The layouts of a schema with what its columns have been seen to hold since it was recorded. */
-export function withSeen(tables: readonly TableLayout[], encoders: ReadonlyMap<string, RowEncoder>): TableLayout[] {
+export function withSeen(
+  tables: readonly TableLayout[],
+  encoders: ReadonlyMap<string, RowEncoder>,
+): TableLayout[] {
   return tables.map(layout => {
     const seen = encoders.get(layout.source)?.seen
-    return seen === undefined ? layout : {...layout, columns: layout.columns.map((column, i) => ({...column, seen: seen[i] as number}))}
+    return seen === undefined
+      ? layout
+      : {...layout, columns: layout.columns.map((column, i) => ({...column, seen: seen[i] as number}))}
   })
 }
 
@@ -134,14 +151,18 @@ class Gathering implements Disposable {
       ? new Map<string, string>()
       : findRenames(source.db, spec.tables, previous, (table, limit) => sidecar.sample(table, limit))
     this.#plan = plan(spec.tables, previous, renames, options.existing, classesOf(source, spec))
-    if (renames.size > 0) sidecar.follow(renames)
+    const {follows} = this.#plan
+    if (follows.size > 0) sidecar.follow(follows)
     this.#vanishedRows = this.#plan.vanished.reduce((rows, layout) => rows + sidecar.count(layout.source), 0)
     for (const layout of this.#plan.vanished) sidecar.forget(layout.source)
     const layouts = new Map(this.#plan.tables.map(layout => [layout.source, layout]))
     const before = new Map(previous.map(layout => [layout.source, layout]))
     for (const layout of this.#plan.tables) {
-      const was = before.get(renames.get(layout.source) ?? layout.source)
-      if (this.#plan.rekeyed.has(layout.source) || (was !== undefined && was.withoutRowid !== layout.withoutRowid))
+      const was = before.get(follows.get(layout.source) ?? layout.source)
+      if (
+        this.#plan.rekeyed.has(layout.source) ||
+        (was !== undefined && was.withoutRowid !== layout.withoutRowid)
+      )
         sidecar.setAdrift(layout.source)
     }
     const memories = new Map<string, ReturnType<Sidecar['remembered']>>()
@@ -173,17 +194,24 @@ class Gathering implements Disposable {
       },
       refuse: (table, row) => {
         const layout = layouts.get(table.name) as TableLayout
-        this.#refused.push({table: layout.target, key: row.key, code: 'SYNC_VALUE_TOO_LARGE', reason: row.reason})
+        this.#refused.push({
+          table: layout.target,
+          key: row.key,
+          code: 'SYNC_VALUE_TOO_LARGE',
+          reason: row.reason,
+        })
       },
     }
   }
 
   finish(capture: CaptureResult): Cut {
-    const schema = schemaOf(capture.spec, withSeen(this.#plan.tables, this.#encoders))
+    const {tables, operations} = widenTables(withSeen(this.#plan.tables, this.#encoders))
+    const schema = schemaOf(capture.spec, tables)
     return {
       capture,
       plan: this.#plan,
       schema,
+      widenings: operations,
       isSchemaChanged: this.#plan.operations.length > 0 || !isDeepStrictEqual(schema, this.#options.previous),
       spools: this.#spools,
       refused: this.#refused,
@@ -207,7 +235,12 @@ class Gathering implements Disposable {
     let spool = this.#spools.get(layout.source)
     if (spool === undefined) {
       const folder = join(this.#options.stateDir, 'spool')
-      spool = new Spool(layout, folder, `${this.#options.deploymentId}-${this.#spools.size}.rows`, this.#options.small)
+      spool = new Spool(
+        layout,
+        folder,
+        `${this.#options.deploymentId}-${this.#spools.size}.rows`,
+        this.#options.small,
+      )
       this.#spools.set(layout.source, spool)
     }
     return spool

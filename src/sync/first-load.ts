@@ -52,13 +52,22 @@ type LoadPosition = {readonly finished: readonly string[]; readonly rows: number
  * Interrupted, it goes on from the last chunk when the sidecar knows it, and else leaves what is missing to the
  * capture that follows, which compares every row anyway. Nothing is visible as complete before that one's commit.
  */
-export async function firstLoad(run: LoadRun, previous: SourceSchema | undefined, existing: Existing, signal: AbortSignal): Promise<Loaded> {
+export async function firstLoad(
+  run: LoadRun,
+  previous: SourceSchema | undefined,
+  existing: Existing,
+  signal: AbortSignal,
+): Promise<Loaded> {
   const {source, sidecar, deployment} = run
   const before = await whenFree(source, () => readDataVersion(source.db), signal)
   const spec = await whenFree(source, () => introspect(source.db), signal)
   const planned = plan(spec.tables, previous?.tables ?? [], new Map(), existing, classesOf(source, spec))
   const isResumed = deployment.loadPosition !== null && previous !== undefined
-  const load = new Load(run, planned.tables, isResumed ? (deployment.loadPosition as LoadPosition) : undefined)
+  const load = new Load(
+    run,
+    planned.tables,
+    isResumed ? (deployment.loadPosition as LoadPosition) : undefined,
+  )
 
   if (!isResumed) await load.start(planned.operations, schemaOf(spec, planned.tables))
   else if (planned.operations.length > 0 || !isInStep(sidecar, deployment)) {
@@ -112,11 +121,21 @@ class Load {
     sidecar.standAt(cutId)
   }
 
-  async copyAll(readers: ReadonlyMap<string, TableReader>, isResumed: boolean, signal: AbortSignal): Promise<void> {
+  async copyAll(
+    readers: ReadonlyMap<string, TableReader>,
+    isResumed: boolean,
+    signal: AbortSignal,
+  ): Promise<void> {
     const cursor = this.#unfinished(isResumed)
     while (cursor.left.length > 0) {
       signal.throwIfAborted()
-      const start = {left: cursor.left, position: cursor.position, rows: this.#rows, bytes: this.#bytes, refused: this.#refused.length}
+      const start = {
+        left: cursor.left,
+        position: cursor.position,
+        rows: this.#rows,
+        bytes: this.#bytes,
+        refused: this.#refused.length,
+      }
       const finished = [...this.#finished]
       try {
         await this.#chunk(readers, cursor, signal)
@@ -151,7 +170,8 @@ class Load {
 
   keepLastPlaces(): void {
     this.#run.sidecar.beginChunk()
-    for (const layout of this.#layouts) if (!layout.withoutRowid) this.#run.sidecar.keepLastPlaces(layout.source)
+    for (const layout of this.#layouts)
+      if (!layout.withoutRowid) this.#run.sidecar.keepLastPlaces(layout.source)
     this.#run.sidecar.endChunk()
   }
 
@@ -171,12 +191,19 @@ class Load {
     // A table without rowids has no place to go on from; the capture that follows completes it.
     const left = this.#layouts.filter(layout => !this.#finished.has(layout.source))
     const [first] = left
-    const highest = !isResumed || first === undefined ? undefined : this.#run.sidecar.remembered(first.source, first.withoutRowid).highestRowid()
+    const highest =
+      !isResumed || first === undefined
+        ? undefined
+        : this.#run.sidecar.remembered(first.source, first.withoutRowid).highestRowid()
     return {left, position: highest === undefined ? undefined : [highest]}
   }
 
   /** One committed chunk: rows of one or more tables, and the keys and indexes of those it completes. */
-  async #chunk(readers: ReadonlyMap<string, TableReader>, cursor: {left: readonly TableLayout[]; position: Position | undefined}, signal: AbortSignal): Promise<void> {
+  async #chunk(
+    readers: ReadonlyMap<string, TableReader>,
+    cursor: {left: readonly TableLayout[]; position: Position | undefined},
+    signal: AbortSignal,
+  ): Promise<void> {
     const {sidecar, deployment} = this.#run
     const cutId = randomUUID()
     const end = this.#bytes + CHUNK_BYTES
@@ -188,7 +215,8 @@ class Load {
         const reader = readers.get(layout.source) as TableReader
         const rows = this.#rowsOf(layout, reader, cursor, end)
         const first = await rows.next()
-        if (first.done !== true) await copyInto(tx, deployment.schemaName, layout, resume(first.value, rows), signal)
+        if (first.done !== true)
+          await copyInto(tx, deployment.schemaName, layout, resume(first.value, rows), signal)
         if (cursor.position !== undefined) break
         complete.push(layout)
         cursor.left = rest
@@ -208,7 +236,10 @@ class Load {
   ): AsyncGenerator<Uint8Array, undefined> {
     const {sidecar, onProgress} = this.#run
     const encoder = this.#encoders.get(layout.source) as RowEncoder
-    const writer = new TupleWriter(layout.columns.map(column => column.type), 2 * PIECE_BYTES)
+    const writer = new TupleWriter(
+      layout.columns.map(column => column.type),
+      2 * PIECE_BYTES,
+    )
     const skip = this.#skip.get(layout.source)
     let line = 0
     let sent = 0
@@ -219,7 +250,12 @@ class Load {
       for (const row of page.rows) {
         const refusal = skip?.get(++line)
         if (refusal !== undefined) {
-          this.#refused.push({table: layout.target, key: row.key, code: refusal.code, reason: refusal.message})
+          this.#refused.push({
+            table: layout.target,
+            key: row.key,
+            code: refusal.code,
+            reason: refusal.message,
+          })
           continue
         }
         writer.write(encoder.encode(row))
@@ -231,7 +267,12 @@ class Load {
         }
       }
       for (const row of page.refused)
-        this.#refused.push({table: layout.target, key: row.key, code: 'SYNC_VALUE_TOO_LARGE', reason: row.reason})
+        this.#refused.push({
+          table: layout.target,
+          key: row.key,
+          code: 'SYNC_VALUE_TOO_LARGE',
+          reason: row.reason,
+        })
       this.#rows += page.rows.length
       onProgress?.(layout.source, this.#rows)
     } while (cursor.position !== undefined && this.#bytes + sent + writer.bytes < end)
@@ -263,7 +304,12 @@ class Load {
 
   /** @returns whether it was one row that Postgres refused, which is then left out of the next try. */
   #noteRefusal(error: unknown): boolean {
-    if (!(error instanceof TableRefusedError) || !(error.cause instanceof DataError) || error.cause.line === undefined) return false
+    if (
+      !(error instanceof TableRefusedError) ||
+      !(error.cause instanceof DataError) ||
+      error.cause.line === undefined
+    )
+      return false
     const skip = this.#skip.get(error.table) ?? new Map<number, DataError>()
     this.#skip.set(error.table, skip)
     if (this.#refused.length + skip.size >= MOST_REFUSALS) return false

@@ -35,8 +35,11 @@ export function suspicion(loss: Loss, guard: DeleteGuard): string | undefined {
   // An upgrade may drop and rewrite whole tables.
   if (loss.revision === 'forward' || guard === undefined) return undefined
   const vanished = loss.tables.filter(table => table.hasVanished && table.before > 0)
-  if (vanished.length > 0) return `${listed(vanished.map(table => `table ${table.table}`))} vanished with ${sum(vanished.map(table => table.before))} rows`
-  const many = loss.tables.filter(table => table.deleted > guard.rows && table.deleted > table.before * guard.share)
+  if (vanished.length > 0)
+    return `${listed(vanished.map(table => `table ${table.table}`))} vanished with ${sum(vanished.map(table => table.before))} rows`
+  const many = loss.tables.filter(
+    table => table.deleted > guard.rows && table.deleted > table.before * guard.share,
+  )
   if (many.length > 0)
     return `${listed(many.map(({table, deleted, before}) => `table ${table} lost ${deleted} of ${before} rows`))}, more than DELETE_GUARD allows`
   const deleted = sum(loss.tables.map(table => table.deleted))

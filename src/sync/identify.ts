@@ -27,9 +27,14 @@ export function findRenames(
     if (table.withoutRowid || !hasSameColumns(table, layout)) return undefined
     const entries = sample(layout.source, SAMPLE_ROWS)
     if (entries.length === 0) return undefined
-    const {rows, asked} = new TableReader(db, table).fetch(entries.map(entry => entry.rowid), BUDGET)
+    const {rows, asked} = new TableReader(db, table).fetch(
+      entries.map(entry => entry.rowid),
+      BUDGET,
+    )
     const digests = new Map(rows.map(row => [row.rowid, row.digest]))
-    const same = entries.slice(0, asked).filter(entry => digests.get(entry.rowid)?.equals(entry.digest) === true)
+    const same = entries
+      .slice(0, asked)
+      .filter(entry => digests.get(entry.rowid)?.equals(entry.digest) === true)
     return same.length / asked
   }
   const renames = new Map<string, string>()
@@ -41,7 +46,8 @@ export function findRenames(
     for (const layout of previous) {
       if (layout === own || claimed.has(layout.source)) continue
       const successor = tables.find(each => each.name === layout.source)
-      const isFree = !present.has(layout.source) || successor === undefined || !((likeness(successor, layout) ?? 0) >= 0.5)
+      const isFree =
+        !present.has(layout.source) || successor === undefined || !((likeness(successor, layout) ?? 0) >= 0.5)
       if (!isFree || !((likeness(table, layout) ?? 0) >= 0.5)) continue
       renames.set(table.name, layout.source)
       claimed.add(layout.source)

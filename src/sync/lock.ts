@@ -29,8 +29,13 @@ export function lockDeployment(stateDir: string, deploymentId: string, clientNam
     db.exec('pragma journal_mode = memory; begin exclusive')
   } catch (cause) {
     db.close()
-    if (cause instanceof Error && 'errcode' in cause && cause.errcode === 5) throw new DeploymentBusyError(clientName)
+    if (cause instanceof Error && 'errcode' in cause && cause.errcode === 5)
+      throw new DeploymentBusyError(clientName)
     throw cause
   }
-  return {[Symbol.dispose]: () => { db.close() }}
+  return {
+    [Symbol.dispose]: () => {
+      db.close()
+    },
+  }
 }

@@ -9,11 +9,18 @@ const PAGE_ROWS = 20_000
  * Fills an empty sidecar with what the target knows of the last cut: keys and digests, without their places. The next
  * capture finds the places by comparing every row.
  */
-export async function rebuildSidecar(sql: Sql, sidecar: Sidecar, schemaName: string, schema: SourceSchema, cutId: string, signal: AbortSignal): Promise<void> {
+export async function rebuildSidecar(
+  sql: Sql,
+  sidecar: Sidecar,
+  schemaName: string,
+  schema: SourceSchema,
+  cutId: string,
+  signal: AbortSignal,
+): Promise<void> {
   sidecar.reset()
   for (const {source, target} of schema.tables) {
     const table = raw(`${quote(schemaName)}.${quote(target)}`)
-    for (let after: string | null = null; ; ) {
+    for (let after: string | null = null; ;) {
       signal.throwIfAborted()
       const rows: {key: string; digest: Buffer}[] = await sql<{key: string; digest: Buffer}>`
         select _sync_key as key, coalesce(_sync_hash, '') as digest from ${table}

@@ -47,7 +47,8 @@ export class Sidecar implements Disposable {
 
   /** @param cutId the cut that Postgres says was committed last; `null` when none ever was. */
   standing(cutId: string | null): Standing {
-    if (cutId === null) return this.#meta('cut') === undefined && this.tables().length === 0 ? 'in step' : 'unknown'
+    if (cutId === null)
+      return this.#meta('cut') === undefined && this.tables().length === 0 ? 'in step' : 'unknown'
     if (this.#meta('cut') === cutId) return 'in step'
     return this.#meta('intent') === cutId ? 'intended' : 'unknown'
   }
@@ -116,11 +117,19 @@ export class Sidecar implements Disposable {
     this.#db.exec('begin immediate')
     try {
       for (const {id} of this.#tables()) {
-        this.#run(`delete from s${id} where rid in (select rid from intent where t = ${id} and digest is null)`)
-        this.#run(`insert or replace into s${id} select rid, key, digest from intent where t = ${id} and digest is not null`)
+        this.#run(
+          `delete from s${id} where rid in (select rid from intent where t = ${id} and digest is null)`,
+        )
+        this.#run(
+          `insert or replace into s${id} select rid, key, digest from intent where t = ${id} and digest is not null`,
+        )
       }
-      this.#run('delete from adrift where (t, key) in (select t, key from intent_adrift where digest is null)')
-      this.#run('insert or replace into adrift select t, key, digest from intent_adrift where digest is not null')
+      this.#run(
+        'delete from adrift where (t, key) in (select t, key from intent_adrift where digest is null)',
+      )
+      this.#run(
+        'insert or replace into adrift select t, key, digest from intent_adrift where digest is not null',
+      )
       for (const {name} of this.#all('select name from intent_dropped')) this.#drop(name as string)
       this.#setMeta('cut', cutId)
       this.#clearIntent()
@@ -145,7 +154,8 @@ export class Sidecar implements Disposable {
   recall(table: string, rows: readonly {key: string; digest: Uint8Array}[]): void {
     const id = this.#id(table)
     this.#db.exec('begin immediate')
-    for (const {key, digest} of rows) this.#run('insert or replace into adrift values (?, ?, ?)', id, key, digest)
+    for (const {key, digest} of rows)
+      this.#run('insert or replace into adrift values (?, ?, ?)', id, key, digest)
     this.#db.exec('commit')
   }
 
@@ -217,7 +227,11 @@ export class Sidecar implements Disposable {
    */
   unremember(table: string, key: string): void {
     const id = this.#id(table)
-    const intended = this.#get('select rid from intent where t = ? and key = ? and digest is not null', id, key)
+    const intended = this.#get(
+      'select rid from intent where t = ? and key = ? and digest is not null',
+      id,
+      key,
+    )
     if (intended !== undefined) {
       const rid = intended['rid'] as bigint
       this.#run('delete from intent where t = ? and rid = ?', id, rid)
@@ -247,8 +261,10 @@ export class Sidecar implements Disposable {
   /** Remembers that the row now is as captured. Part of the current capture. */
   remember(table: string, entry: Entry, withoutRowid: boolean): void {
     const id = this.#id(table)
-    if (withoutRowid) this.#run('insert or replace into intent_adrift values (?, ?, ?)', id, entry.key, entry.digest)
-    else this.#run('insert or replace into intent values (?, ?, ?, ?)', id, entry.rowid, entry.key, entry.digest)
+    if (withoutRowid)
+      this.#run('insert or replace into intent_adrift values (?, ?, ?)', id, entry.key, entry.digest)
+    else
+      this.#run('insert or replace into intent values (?, ?, ?, ?)', id, entry.rowid, entry.key, entry.digest)
   }
 
   /** A note beside the entries, e.g. the source's fingerprint; `undefined` forgets it. */
@@ -278,12 +294,22 @@ export class Sidecar implements Disposable {
         const low = after === undefined ? '' : 'and rid > ?'
         const high = upTo === undefined ? '' : 'and rid <= ?'
         const bounds = [after, upTo].filter(bound => bound !== undefined)
-        return this.#all(`select rid, key, digest from s${id} where true ${low} ${high} order by rid`, ...bounds).map(toEntry)
+        return this.#all(
+          `select rid, key, digest from s${id} where true ${low} ${high} order by rid`,
+          ...bounds,
+        ).map(toEntry)
       },
-      highestRowid: () => this.#get(`select max(rid) as rid from s${id}`)?.['rid'] as bigint | undefined ?? undefined,
+      highestRowid: () =>
+        (this.#get(`select max(rid) as rid from s${id}`)?.['rid'] as bigint | undefined) ?? undefined,
       setAside: entry => {
         hasAside = true
-        this.#run('insert or replace into temp.aside values (?, ?, ?, ?, 0)', id, entry.key, entry.rowid, entry.digest)
+        this.#run(
+          'insert or replace into temp.aside values (?, ?, ?, ?, 0)',
+          id,
+          entry.key,
+          entry.rowid,
+          entry.digest,
+        )
         this.#run('insert or ignore into intent values (?, ?, ?, null)', id, entry.rowid, entry.key)
       },
       setAsideRow: ({rowid, key, digest}) => {
@@ -291,7 +317,11 @@ export class Sidecar implements Disposable {
       },
       claim: key => {
         if (hasAside) {
-          const entry = this.#get('update temp.aside set claimed = 1 where t = ? and key = ? and claimed = 0 returning digest', id, key)
+          const entry = this.#get(
+            'update temp.aside set claimed = 1 where t = ? and key = ? and claimed = 0 returning digest',
+            id,
+            key,
+          )
           if (entry !== undefined) return entry['digest'] as Uint8Array
         }
         if (!hasAdrift) return undefined
@@ -325,10 +355,19 @@ export class Sidecar implements Disposable {
           this.#get('select digest from adrift where t = ? and key = ?', id, key)
         if (entry === undefined) return
         this.#run('insert or ignore into temp.claimed values (?, ?)', id, key)
-        this.#run('insert or replace into intent_adrift values (?, ?, ?)', id, key, entry['digest'] as Uint8Array)
+        this.#run(
+          'insert or replace into intent_adrift values (?, ?, ?)',
+          id,
+          key,
+          entry['digest'] as Uint8Array,
+        )
       },
       tombstoned: key => {
-        const wasPlaced = this.#get('update temp.aside set claimed = 1 where t = ? and key = ? and claimed = 0 returning 1', id, key)
+        const wasPlaced = this.#get(
+          'update temp.aside set claimed = 1 where t = ? and key = ? and claimed = 0 returning 1',
+          id,
+          key,
+        )
         if (wasPlaced !== undefined) return
         claimAdrift(key)
         endAdrift(key)
@@ -342,7 +381,10 @@ export class Sidecar implements Disposable {
   }
 
   #tables(): {id: number; name: string}[] {
-    return this.#all('select id, name from tables').map(row => ({id: Number(row['id']), name: row['name'] as string}))
+    return this.#all('select id, name from tables').map(row => ({
+      id: Number(row['id']),
+      name: row['name'] as string,
+    }))
   }
 
   #findId(table: string): number | undefined {
@@ -368,7 +410,8 @@ export class Sidecar implements Disposable {
   }
 
   #clearIntent(): void {
-    this.#db.exec(`delete from intent; delete from intent_adrift; delete from intent_dropped; delete from meta where name = 'intent';
+    this.#db
+      .exec(`delete from intent; delete from intent_adrift; delete from intent_dropped; delete from meta where name = 'intent';
       delete from temp.aside; delete from temp.rows_aside; delete from temp.claimed`)
   }
 

@@ -40,7 +40,9 @@ export class Spool implements Disposable {
 
   /** The rows, when they are few enough to be parameters. */
   get small(): readonly TargetRow[] | undefined {
-    return this.#fd === undefined && this.#count <= this.#limit.rows && this.bytes <= this.#limit.bytes ? this.#rows : undefined
+    return this.#fd === undefined && this.#count <= this.#limit.rows && this.bytes <= this.#limit.bytes
+      ? this.#rows
+      : undefined
   }
 
   add(row: TargetRow): void {
@@ -72,7 +74,8 @@ export class Spool implements Disposable {
     for await (const {line, tuple} of this.#tuples()) {
       if (line !== wanted) continue
       let at = 2
-      for (let field = 0; field < this.layout.columns.length; field++) at += 4 + Math.max(0, tuple.readInt32BE(at))
+      for (let field = 0; field < this.layout.columns.length; field++)
+        at += 4 + Math.max(0, tuple.readInt32BE(at))
       return tuple.toString('utf8', at + 4, at + 4 + tuple.readInt32BE(at))
     }
     return undefined
@@ -116,7 +119,7 @@ export class Spool implements Disposable {
     if (this.#fd === undefined) return
     const bytes = this.#writer.take()
     this.#bytes += bytes.length
-    for (let at = 0; at < bytes.length; ) at += writeSync(this.#fd, bytes, at)
+    for (let at = 0; at < bytes.length;) at += writeSync(this.#fd, bytes, at)
   }
 }
 

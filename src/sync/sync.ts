@@ -5,9 +5,16 @@ import {json, type Pool, type Tx} from '../postgres/sql.ts'
 import {DataError} from '../postgres/sqlstate.ts'
 import {fingerprint, identity, openSource, SourceEmptyError, type Source} from '../source/open.ts'
 import {readSchemaVersion} from '../source/introspect.ts'
-import {findSourceSchema, quarantine, readRevisions, saveSourceSchema, unquarantine, type Deployment} from '../state/deployments.ts'
+import {
+  findSourceSchema,
+  quarantine,
+  readRevisions,
+  saveSourceSchema,
+  unquarantine,
+  type Deployment,
+} from '../state/deployments.ts'
 import {applyTable, clearColumn, TableRefusedError, tombstoneAll} from '../target/apply.ts'
-import {finishOperation, readExisting, type Existing, type Operation} from '../target/plan.ts'
+import {readExisting, type Existing, type Operation} from '../target/plan.ts'
 import {captureCut, cookieOf, type Cut, type QuarantinedRow} from './cut.ts'
 import {firstLoad, type Loaded} from './first-load.ts'
 import {suspicion, type DeleteGuard} from './guard.ts'
@@ -47,7 +54,12 @@ export type SyncResult = {
   /** False when the app committed while its file was being read; the next run heals what that mixed. */
   readonly consistent: boolean
   readonly tables: number
-  readonly rows: {readonly upserted: number; readonly tombstoned: number; readonly unchanged: number; readonly quarantined: number}
+  readonly rows: {
+    readonly upserted: number
+    readonly tombstoned: number
+    readonly unchanged: number
+    readonly quarantined: number
+  }
   readonly conflicts: {readonly detected: number; readonly resolved: number; readonly pending: number}
   readonly bytes: number
   readonly duration_ms: number
@@ -80,22 +92,26 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
     source = await openSource(run.sqlitePath, signal)
   } catch (error) {
     if (!(error instanceof SourceEmptyError) || !isLoaded) throw error
-    return hold(run, report, 'the file is empty')
+    return await hold(run, report, 'the file is empty')
   }
   using open = source
   const seenAs = fingerprint(open.file)
-  const isFree = !run.full && !run.accept && deployment.quarantinedRows === 0 && deployment.status !== 'quarantined'
-  if (isLoaded && isInStep && isFree && seenAs !== undefined && seenAs === sidecar.noted('fingerprint')) return report.unchanged()
+  const isFree =
+    !run.full && !run.accept && deployment.quarantinedRows === 0 && deployment.status !== 'quarantined'
+  if (isLoaded && isInStep && isFree && seenAs !== undefined && seenAs === sidecar.noted('fingerprint'))
+    return report.unchanged()
 
   const previous = await findSourceSchema(pool, deployment.deploymentId)
   const mustRebuild = previous !== undefined && deployment.cutId !== null && (run.full ? isLoaded : !isInStep)
-  if (mustRebuild) await rebuildSidecar(pool, sidecar, deployment.schemaName, previous, deployment.cutId, signal)
+  if (mustRebuild)
+    await rebuildSidecar(pool, sidecar, deployment.schemaName, previous, deployment.cutId, signal)
 
   if (!isLoaded && run.dryRun) return await dryFirstLoad(run, report, open, signal)
   const loaded = isLoaded ? undefined : await load(run, open, sidecar, previous, signal)
   const basis = loaded?.schema ?? previous
   const cookie = sidecar.noted('cookie')
-  const isKnown = basis !== undefined && cookie === cookieOf(open, {schemaVersion: readSchemaVersion(open.db)})
+  const isKnown =
+    basis !== undefined && cookie === cookieOf(open, {schemaVersion: readSchemaVersion(open.db)})
   const existing = isKnown ? existingOf(basis) : await readExisting(pool, deployment.schemaName)
   using cut = await captureCut(
     open,
@@ -121,7 +137,7 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
   }
   if (doubt !== undefined) {
     sidecar.abandon()
-    return hold(run, report, doubt)
+    return await hold(run, report, doubt)
   }
   const note = () => {
     // A row that waits for another try must not be hidden behind an unchanged file.
@@ -150,7 +166,13 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
   return report.done(loaded !== undefined || run.full ? 'full' : 'incremental', generation)
 }
 
-async function load(run: SyncRun, source: Source, sidecar: Sidecar, previous: SourceSchema | undefined, signal: AbortSignal): Promise<Loaded> {
+async function load(
+  run: SyncRun,
+  source: Source,
+  sidecar: Sidecar,
+  previous: SourceSchema | undefined,
+  signal: AbortSignal,
+): Promise<Loaded> {
   const {pool, lease, deployment, limits, onProgress} = run
   const existing = await readExisting(pool, deployment.schemaName)
   return firstLoad(
@@ -171,7 +193,12 @@ async function load(run: SyncRun, source: Source, sidecar: Sidecar, previous: So
 }
 
 /** Counts what a first load would copy. */
-async function dryFirstLoad(run: SyncRun, report: Report, source: Source, signal: AbortSignal): Promise<SyncResult> {
+async function dryFirstLoad(
+  run: SyncRun,
+  report: Report,
+  source: Source,
+  signal: AbortSignal,
+): Promise<SyncResult> {
   using scratch = Sidecar.open(run.stateDir, `dry-run-${run.deployment.deploymentId}`)
   scratch.reset()
   using cut = await captureCut(
@@ -194,14 +221,24 @@ async function dryFirstLoad(run: SyncRun, report: Report, source: Source, signal
 }
 
 /** Why a person should confirm this cut, if so. */
-async function doubtOf(run: SyncRun, sidecar: Sidecar, cut: Cut, source: Source): Promise<string | undefined> {
+async function doubtOf(
+  run: SyncRun,
+  sidecar: Sidecar,
+  cut: Cut,
+  source: Source,
+): Promise<string | undefined> {
   const history = cut.isSchemaChanged ? await readRevisions(run.pool, run.deployment.deploymentId) : []
   const known = sidecar.noted('identity')
   const tables = cut.plan.tables.map(({source: table}) => {
     const before = sidecar.count(table)
     const tombstones = cut.spools.get(table)?.tombstones.length ?? 0
     const rows = cut.counts.get(table) ?? 0
-    return {table, before, deleted: cut.plan.rekeyed.has(table) ? Math.max(0, before - rows) : tombstones, hasVanished: false}
+    return {
+      table,
+      before,
+      deleted: cut.plan.rekeyed.has(table) ? Math.max(0, before - rows) : tombstones,
+      hasVanished: false,
+    }
   })
   const vanished = cut.plan.vanished.map(({source: table}) => {
     const before = sidecar.count(table)
@@ -241,7 +278,8 @@ async function applyCut(
       return await pool.begin(
         async tx => {
           await writeCut(tx, deployment, cut, care, signal)
-          if (cut.isSchemaChanged) await saveSourceSchema(tx, deployment.deploymentId, deployment.generation + 1n, cut.schema)
+          if (cut.isSchemaChanged)
+            await saveSourceSchema(tx, deployment.deploymentId, deployment.generation + 1n, cut.schema)
           await recordQuarantine(tx, deployment, report.refused)
           lease.signal.throwIfAborted()
           const [row] = await tx<{generation: bigint}>`
@@ -262,12 +300,19 @@ async function applyCut(
   }
 }
 
-async function writeCut(tx: Tx, deployment: Deployment, cut: Cut, care: Care, signal: AbortSignal): Promise<void> {
+async function writeCut(
+  tx: Tx,
+  deployment: Deployment,
+  cut: Cut,
+  care: Care,
+  signal: AbortSignal,
+): Promise<void> {
   const {deploymentId, schemaName} = deployment
   const loosened: Operation[] = [...care.loosened].map(table => ({op: 'loosen_indexes', table}))
   // Tables that are new in a later cut get their keys before their rows: the rows come as upserts.
   const operations = [...cut.plan.operations, ...cut.plan.finish, ...loosened]
-  if (operations.length > 0) await tx`select sync_metadata.evolve_schema(${deploymentId}, ${json(operations)})`
+  if (operations.length > 0)
+    await tx`select sync_metadata.evolve_schema(${deploymentId}, ${json(operations)})`
   for (const {table, column} of cut.plan.clear) await clearColumn(tx, schemaName, table, column)
   for (const {target} of cut.plan.vanished) await tombstoneAll(tx, schemaName, target)
   for (const spool of cut.spools.values()) {
@@ -281,6 +326,8 @@ async function writeCut(tx: Tx, deployment: Deployment, cut: Cut, care: Care, si
     }
     await applyTable(tx, schemaName, changes, care.skip(spool.layout.source), signal)
   }
+  if (cut.widenings.length > 0)
+    await tx`select sync_metadata.evolve_schema(${deploymentId}, ${json(cut.widenings)})`
 }
 
 /** What earlier tries of one cut have taught: which rows to leave out, which tables to stage, which indexes to loosen. */
@@ -299,7 +346,10 @@ class Care {
   }
 
   /** @returns what the next try does differently, or `undefined` when there is nothing left to try. */
-  async learn(error: unknown, cut: Cut): Promise<'indexes' | {source: string; row: QuarantinedRow} | undefined> {
+  async learn(
+    error: unknown,
+    cut: Cut,
+  ): Promise<'indexes' | {source: string; row: QuarantinedRow} | undefined> {
     if (!(error instanceof TableRefusedError) || !(error.cause instanceof DataError)) return undefined
     const spool = cut.spools.get(error.table)
     if (spool === undefined || ++this.#refusals > MOST_REFUSALS) return undefined
@@ -321,12 +371,19 @@ class Care {
     skip.add(line)
     const key = await spool.keyAt(line)
     if (key === undefined) return undefined
-    return {source: error.table, row: {table: target, key, code: error.cause.code, reason: error.cause.message}}
+    return {
+      source: error.table,
+      row: {table: target, key, code: error.cause.code, reason: error.cause.message},
+    }
   }
 }
 
 /** Notes which rows wait for another try, and that those which waited before and are not among them have passed. */
-async function recordQuarantine(sql: Pool | Tx, deployment: Deployment, rows: readonly QuarantinedRow[]): Promise<void> {
+async function recordQuarantine(
+  sql: Pool | Tx,
+  deployment: Deployment,
+  rows: readonly QuarantinedRow[],
+): Promise<void> {
   if (rows.length === 0 && deployment.quarantinedRows === 0) return
   const column = (pick: (row: QuarantinedRow) => string) => rows.map(pick)
   await sql`
@@ -346,7 +403,12 @@ async function recordQuarantine(sql: Pool | Tx, deployment: Deployment, rows: re
 
 /** The client schema as far as a schema that has not changed needs to know it. */
 function existingOf(schema: SourceSchema): Existing {
-  return new Map(schema.tables.map(({target, columns}) => [target, new Map(columns.map(column => [column.target, column.type]))]))
+  return new Map(
+    schema.tables.map(({target, columns}) => [
+      target,
+      new Map(columns.map(column => [column.target, column.type])),
+    ]),
+  )
 }
 
 /** Gathers what the result says. */
@@ -378,7 +440,10 @@ class Report {
 
   add(cut: Cut, loaded: Loaded | undefined, source: Source): void {
     const known = new Set(cut.refused.map(row => JSON.stringify([row.table, row.key])))
-    this.#refused.push(...cut.refused, ...(loaded?.refused ?? []).filter(row => !known.has(JSON.stringify([row.table, row.key]))))
+    this.#refused.push(
+      ...cut.refused,
+      ...(loaded?.refused ?? []).filter(row => !known.has(JSON.stringify([row.table, row.key]))),
+    )
     this.#consistent = cut.capture.consistent
     this.#tables = cut.plan.tables.length
     this.#upserted = cut.upserted + (loaded?.rows ?? 0)
@@ -443,7 +508,12 @@ class Report {
       ...(held ? {reason: this.#rowsReason} : {}),
       consistent: this.#consistent,
       tables: this.#tables,
-      rows: {upserted: this.#upserted, tombstoned: this.#tombstoned, unchanged: this.#unchanged, quarantined: this.#refused.length},
+      rows: {
+        upserted: this.#upserted,
+        tombstoned: this.#tombstoned,
+        unchanged: this.#unchanged,
+        quarantined: this.#refused.length,
+      },
       conflicts: {detected: 0, resolved: 0, pending: 0},
       bytes: this.#bytes,
       duration_ms: Math.round(performance.now() - this.#startedAt),

@@ -37,9 +37,16 @@ export class TableRefusedError extends SyncError {
  * @param skip numbers of rows to leave out of a staged write (see {@link TableChanges.stream}).
  * @throws {TableRefusedError} around what Postgres said.
  */
-export async function applyTable(tx: Tx, schema: string, changes: TableChanges, skip: ReadonlySet<number>, signal: AbortSignal): Promise<void> {
+export async function applyTable(
+  tx: Tx,
+  schema: string,
+  changes: TableChanges,
+  skip: ReadonlySet<number>,
+  signal: AbortSignal,
+): Promise<void> {
   try {
-    if (changes.small !== undefined && skip.size === 0) await upsertSmall(tx, schema, changes.layout, dedupe(changes))
+    if (changes.small !== undefined && skip.size === 0)
+      await upsertSmall(tx, schema, changes.layout, dedupe(changes))
     else if (changes.count > skip.size) await upsertStaged(tx, schema, changes, skip, signal)
     await tombstone(tx, schema, changes.layout, changes.tombstones)
   } catch (cause) {
@@ -48,9 +55,19 @@ export async function applyTable(tx: Tx, schema: string, changes: TableChanges, 
 }
 
 /** Copies rows straight into a table that has no rows with these keys: a first load, before its primary key exists. */
-export async function copyInto(tx: Tx, schema: string, layout: TableLayout, rows: AsyncIterable<Uint8Array>, signal: AbortSignal): Promise<void> {
+export async function copyInto(
+  tx: Tx,
+  schema: string,
+  layout: TableLayout,
+  rows: AsyncIterable<Uint8Array>,
+  signal: AbortSignal,
+): Promise<void> {
   try {
-    await tx.copyFrom(raw(`copy ${nameOf(schema, layout)} (${columnList(layout)}) from stdin (format binary)`), rows, signal)
+    await tx.copyFrom(
+      raw(`copy ${nameOf(schema, layout)} (${columnList(layout)}) from stdin (format binary)`),
+      rows,
+      signal,
+    )
   } catch (cause) {
     throw new TableRefusedError(layout, {cause})
   }
@@ -69,7 +86,12 @@ export async function clearColumn(tx: Tx, schema: string, target: string, column
     where ${raw(quote(column))} is not null or _sync_raw ? ${column}`
 }
 
-async function upsertSmall(tx: Tx, schema: string, layout: TableLayout, rows: readonly TargetRow[]): Promise<void> {
+async function upsertSmall(
+  tx: Tx,
+  schema: string,
+  layout: TableLayout,
+  rows: readonly TargetRow[],
+): Promise<void> {
   if (rows.length === 0) return
   const types = [...layout.columns.map(column => column.type), 'text', 'bytea', 'jsonb']
   const values = [
@@ -87,7 +109,13 @@ async function upsertSmall(tx: Tx, schema: string, layout: TableLayout, rows: re
     ${onConflict(layout)}`
 }
 
-async function upsertStaged(tx: Tx, schema: string, changes: TableChanges, skip: ReadonlySet<number>, signal: AbortSignal): Promise<void> {
+async function upsertStaged(
+  tx: Tx,
+  schema: string,
+  changes: TableChanges,
+  skip: ReadonlySet<number>,
+  signal: AbortSignal,
+): Promise<void> {
   const {layout} = changes
   const stage = quote('_sync_stage')
   const columns = columnList(layout)
@@ -95,7 +123,11 @@ async function upsertStaged(tx: Tx, schema: string, changes: TableChanges, skip:
   await tx`${raw(`drop table if exists pg_temp.${stage};
     create temp table ${stage} on commit drop as select ${columns} from ${nameOf(schema, layout)} limit 0;
     alter table ${stage} add column _sync_line bigint generated always as identity`)}`
-  await tx.copyFrom(raw(`copy pg_temp.${stage} (${columns}) from stdin (format binary)`), changes.stream(skip), signal)
+  await tx.copyFrom(
+    raw(`copy pg_temp.${stage} (${columns}) from stdin (format binary)`),
+    changes.stream(skip),
+    signal,
+  )
   const last = changes.mayRepeat
     ? `(select distinct on (_sync_key) * from pg_temp.${stage} order by _sync_key, _sync_line desc) s`
     : `pg_temp.${stage} s`
@@ -105,15 +137,24 @@ async function upsertStaged(tx: Tx, schema: string, changes: TableChanges, skip:
     ${onConflict(layout)}`
 }
 
-async function tombstone(tx: Tx, schema: string, layout: TableLayout, keys: readonly string[]): Promise<void> {
+async function tombstone(
+  tx: Tx,
+  schema: string,
+  layout: TableLayout,
+  keys: readonly string[],
+): Promise<void> {
   if (keys.length === 0) return
   await tx`update ${raw(nameOf(schema, layout))} set _sync_deleted_at = now(), _sync_at = now()
     where _sync_key = any(${keys}::text[]) and _sync_deleted_at is null`
 }
 
 function onConflict(layout: TableLayout): Fragment {
-  const set = [...layout.columns.map(column => quote(column.target)), '_sync_hash', '_sync_raw'].map(name => `${name} = excluded.${name}`)
-  return raw(`on conflict (_sync_key) do update set ${set.join(', ')}, _sync_at = now(), _sync_deleted_at = null`)
+  const set = [...layout.columns.map(column => quote(column.target)), '_sync_hash', '_sync_raw'].map(
+    name => `${name} = excluded.${name}`,
+  )
+  return raw(
+    `on conflict (_sync_key) do update set ${set.join(', ')}, _sync_at = now(), _sync_deleted_at = null`,
+  )
 }
 
 function dedupe(changes: TableChanges): readonly TargetRow[] {
@@ -122,7 +163,12 @@ function dedupe(changes: TableChanges): readonly TargetRow[] {
 }
 
 function columnList(layout: TableLayout): string {
-  return [...layout.columns.map((column: ColumnLayout) => quote(column.target)), '_sync_key', '_sync_hash', '_sync_raw'].join(', ')
+  return [
+    ...layout.columns.map((column: ColumnLayout) => quote(column.target)),
+    '_sync_key',
+    '_sync_hash',
+    '_sync_raw',
+  ].join(', ')
 }
 
 function nameOf(schema: string, layout: TableLayout): string {
@@ -130,6 +176,7 @@ function nameOf(schema: string, layout: TableLayout): string {
 }
 
 function asText(value: Typed): string | null {
-  if (value instanceof Uint8Array) return `\\x${Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString('hex')}`
+  if (value instanceof Uint8Array)
+    return `\\x${Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString('hex')}`
   return value === null ? null : Object.is(value, -0) ? '-0' : String(value)
 }

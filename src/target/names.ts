@@ -23,7 +23,8 @@ export function columnName(source: string, taken: readonly string[]): string {
 
 /** The name a column has in the view of live rows: the source's, wherever Postgres can have a column of that name. */
 export function viewColumnName(source: string, target: string): string {
-  const fits = source !== '' && Buffer.byteLength(source) <= 63 && !SYSTEM_COLUMNS.has(source) && !source.includes('\0')
+  const fits =
+    source !== '' && Buffer.byteLength(source) <= 63 && !SYSTEM_COLUMNS.has(source) && !source.includes('\0')
   return fits ? source : target
 }
 

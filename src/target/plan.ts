@@ -34,6 +34,8 @@ export type Plan = {
   readonly vanished: readonly TableLayout[]
   /** Source names of tables whose rows have other keys than before. */
   readonly rekeyed: ReadonlySet<string>
+  /** Source name now -> as of the last cut, for tables that are called otherwise. */
+  readonly follows: ReadonlyMap<string, string>
 }
 
 /** A table that Postgres cannot hold. */
@@ -91,7 +93,8 @@ export function plan(
 
   const taken = [...moves.existing.keys()]
   for (const source of sources) {
-    if (source.columns.length > MOST_COLUMNS) throw new TooManyColumnsError(source.name, source.columns.length)
+    if (source.columns.length > MOST_COLUMNS)
+      throw new TooManyColumnsError(source.name, source.columns.length)
     const before = matched.get(source.name)
     const target = moves.targets.get(source.name) ?? freshName(source.name, taken, tables, moves.existing)
     taken.push(target)
@@ -109,7 +112,11 @@ export function plan(
     tables.push(layout)
     if (before !== undefined && !hasSameKey(before, layout)) rekeyed.add(source.name)
     if (present === undefined) {
-      operations.push({op: 'create_table', table: target, columns: columns.layouts.map(({target, type}) => ({name: target, type}))})
+      operations.push({
+        op: 'create_table',
+        table: target,
+        columns: columns.layouts.map(({target, type}) => ({name: target, type})),
+      })
       finish.push(finishOperation(layout))
       continue
     }
@@ -117,16 +124,44 @@ export function plan(
     clear.push(...columns.clear.map(column => ({table: target, column})))
     if (before === undefined) operations.push({op: 'unmark_dropped', table: target})
     operations.push(...followIndexes(before, layout))
-    if (before === undefined || columns.changesView) operations.push({op: 'replace_view', table: target, columns: viewColumns(layout)})
+    if (before === undefined || columns.changesView)
+      operations.push({op: 'replace_view', table: target, columns: viewColumns(layout)})
   }
-  for (const layout of gone) operations.push({op: 'mark_dropped', table: moves.targets.get(layout) ?? layout.target})
+  for (const layout of gone)
+    operations.push({op: 'mark_dropped', table: moves.targets.get(layout) ?? layout.target})
   const vanished = gone.map(layout => ({...layout, target: moves.targets.get(layout) ?? layout.target}))
-  return {tables, operations, finish, clear, vanished, rekeyed}
+  const follows = new Map(
+    [...matched].flatMap(([name, {source}]) => (source === name ? [] : [[name, source] as const])),
+  )
+  return {tables, operations, finish, clear, vanished, rekeyed, follows}
+}
+
+/** The tables with the types that what their columns have held asks for, and the steps that make them so. */
+export function widenTables(tables: readonly TableLayout[]): {
+  tables: TableLayout[]
+  operations: Operation[]
+} {
+  const operations: Operation[] = []
+  const widened = tables.map(table => ({
+    ...table,
+    columns: table.columns.map(column => {
+      const next = widen(column)
+      if (next.type !== column.type)
+        operations.push({op: 'set_type', table: table.target, column: column.target, type: next.type})
+      return next
+    }),
+  }))
+  return {tables: widened, operations}
 }
 
 /** Makes a table that has its rows ready for use: key, indexes, view. */
 export function finishOperation(layout: TableLayout): Operation {
-  return {op: 'finish_table', table: layout.target, indexes: layout.indexes, view_columns: viewColumns(layout)}
+  return {
+    op: 'finish_table',
+    table: layout.target,
+    indexes: layout.indexes,
+    view_columns: viewColumns(layout),
+  }
 }
 
 function matchPrevious(
@@ -134,14 +169,22 @@ function matchPrevious(
   previous: readonly TableLayout[],
   renamed: ReadonlyMap<string, string>,
 ): Map<string, TableLayout> {
-  const byName = new Map(previous.map(layout => [layout.source, layout]))
-  const movedAway = new Set(renamed.values())
+  const left = new Map(previous.map(layout => [layout.source, layout]))
   const matched = new Map<string, TableLayout>()
+  const match = (name: string, layout: TableLayout | undefined) => {
+    if (layout === undefined) return
+    matched.set(name, layout)
+    left.delete(layout.source)
+  }
+  for (const [now, was] of renamed) match(now, left.get(was))
+  for (const {name} of sources) if (!matched.has(name)) match(name, left.get(name))
+  // SQLite does not tell names apart by the case of ASCII letters.
   for (const {name} of sources) {
-    const was = renamed.get(name) ?? (movedAway.has(name) ? undefined : name)
-    // SQLite does not tell names apart by the case of ASCII letters.
-    const layout = was === undefined ? undefined : (byName.get(was) ?? previous.find(each => asciiLower(each.source) === asciiLower(was)))
-    if (layout !== undefined) matched.set(name, layout)
+    if (!matched.has(name))
+      match(
+        name,
+        [...left.values()].find(each => asciiLower(each.source) === asciiLower(name)),
+      )
   }
   return matched
 }
@@ -190,7 +233,10 @@ function moveNames(
     targets.set(layout, aside)
   }
   for (const {name, parking} of parked) {
-    const target = tableName(name, [...existing.keys()].filter(each => each !== parking))
+    const target = tableName(
+      name,
+      [...existing.keys()].filter(each => each !== parking),
+    )
     rename(parking, target)
     targets.set(name, target)
   }
@@ -198,7 +244,12 @@ function moveNames(
 }
 
 /** A new table takes up again the one that an earlier table of that name has left, unless someone uses it. */
-function freshName(source: string, taken: readonly string[], tables: readonly TableLayout[], existing: Existing): string {
+function freshName(
+  source: string,
+  taken: readonly string[],
+  tables: readonly TableLayout[],
+  existing: Existing,
+): string {
   const own = tableName(source, [])
   const inUse = new Set(tables.map(table => table.target))
   return existing.has(own) && !inUse.has(own) ? own : tableName(source, taken)
@@ -241,10 +292,19 @@ function planColumns(
       operations.push({op: 'unmark_dropped', column: target})
       if (before !== undefined) clear.push(target)
     } else if (present !== undefined) operations.push({op: 'add_column', column: target, type})
-    return {source: column.name, target, type, declared: column.declared, affinity, seen, generated: column.generated}
+    return {
+      source: column.name,
+      target,
+      type,
+      declared: column.declared,
+      affinity,
+      seen,
+      generated: column.generated,
+    }
   })
   for (const dropped of known.values()) operations.push({op: 'mark_dropped', column: dropped.target})
-  const order = (columns: readonly ColumnLayout[]) => JSON.stringify(columns.map(({source, target}) => [source, target]))
+  const order = (columns: readonly ColumnLayout[]) =>
+    JSON.stringify(columns.map(({source, target}) => [source, target]))
   const changesView = before === undefined || order(before.columns) !== order(layouts)
   return {layouts, operations, clear, changesView}
 }
@@ -254,10 +314,16 @@ function widen(column: ColumnLayout): ColumnLayout {
   const type = chooseType(column.declared, affinityOf(column.declared), column.seen)
   const rereads = column.affinity === 'integer' || column.affinity === 'numeric' || column.affinity === 'real'
   const isReadable = type !== 'text' || rereads
-  return type !== column.type && isReadable && canWiden(column.type, type, column.seen) ? {...column, type} : column
+  return type !== column.type && isReadable && canWiden(column.type, type, column.seen)
+    ? {...column, type}
+    : column
 }
 
-function planIndexes(source: PlannedSource, table: string, columns: readonly ColumnLayout[]): TableLayout['indexes'] {
+function planIndexes(
+  source: PlannedSource,
+  table: string,
+  columns: readonly ColumnLayout[],
+): TableLayout['indexes'] {
   const byName = new Map(columns.map(column => [column.source.toLowerCase(), column]))
   const wanted = [
     source.key,
@@ -268,7 +334,12 @@ function planIndexes(source: PlannedSource, table: string, columns: readonly Col
   for (const names of wanted) {
     const found = names.map(name => byName.get(name.toLowerCase()))
     // Postgres cannot order json, and no index has more than 32 columns.
-    if (found.length === 0 || found.length > 32 || found.some(column => column === undefined || column.type === 'json')) continue
+    if (
+      found.length === 0 ||
+      found.length > 32 ||
+      found.some(column => column === undefined || column.type === 'json')
+    )
+      continue
     const targets = found.map(column => (column as ColumnLayout).target)
     indexes.set(JSON.stringify(targets), {name: indexName(table, targets), columns: targets})
   }
@@ -279,7 +350,9 @@ function followIndexes(before: TableLayout | undefined, layout: TableLayout): Op
   const old = before?.indexes ?? []
   const has = (list: TableLayout['indexes'], name: string) => list.some(index => index.name === name)
   return [
-    ...old.filter(({name}) => !has(layout.indexes, name)).map(({name}) => ({op: 'drop_index', table: layout.target, name})),
+    ...old
+      .filter(({name}) => !has(layout.indexes, name))
+      .map(({name}) => ({op: 'drop_index', table: layout.target, name})),
     ...layout.indexes
       .filter(({name}) => !has(old, name))
       .map(({name, columns}) => ({op: 'create_index', table: layout.target, name, columns})),
@@ -291,7 +364,9 @@ function viewColumns(layout: TableLayout): {name: string; as: string}[] {
 }
 
 function hasSameKey(a: TableLayout, b: TableLayout): boolean {
-  return a.keyedBy === 'rowid' ? b.keyedBy === 'rowid' : b.keyedBy !== 'rowid' && JSON.stringify(a.key) === JSON.stringify(b.key)
+  return a.keyedBy === 'rowid'
+    ? b.keyedBy === 'rowid'
+    : b.keyedBy !== 'rowid' && JSON.stringify(a.key) === JSON.stringify(b.key)
 }
 
 function asciiLower(name: string): string {

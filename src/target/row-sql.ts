@@ -21,9 +21,14 @@ export function digestSql(table: TableLayout): string {
   const columns = canonicalOrder([...byName.keys()]).map(name => byName.get(name) as ColumnLayout)
   const start = table.keyedBy === 'rowid' ? '_sync_key' : "''"
   const row = (valueOf: (column: ColumnLayout) => string) =>
-    concatenation([start, ...columns.map(c => `coalesce(${literal(columnPrefix(c.source))} || (${valueOf(c)}), '')`)])
+    concatenation([
+      start,
+      ...columns.map(c => `coalesce(${literal(columnPrefix(c.source))} || (${valueOf(c)}), '')`),
+    ])
   const plain = row(c => canonicalSql(quote(c.target), c))
-  const withRaw = row(c => `coalesce(_sync_raw ->> ${literal(c.target)}, ${canonicalSql(quote(c.target), c)})`)
+  const withRaw = row(
+    c => `coalesce(_sync_raw ->> ${literal(c.target)}, ${canonicalSql(quote(c.target), c)})`,
+  )
   return `substring(sha256(convert_to(case when _sync_raw is null then ${plain} else ${withRaw} end, 'UTF8')) from 1 for 16)`
 }
 

@@ -61,9 +61,11 @@ export function chooseType(declared: string, affinity: Affinity, seen: number): 
  */
 export function canWiden(from: PgType, to: PgType, seen: number): boolean {
   if (from === 'boolean') return to === 'bigint'
-  if (from === 'bigint') return to === 'text' || (to === 'double precision' && (seen & Seen.wideInteger) === 0)
+  if (from === 'bigint')
+    return to === 'text' || (to === 'double precision' && (seen & Seen.wideInteger) === 0)
   // These two follow from an empty column or a first load whose sample held no value.
-  if (from === 'text') return (to === 'bigint' || to === 'double precision') && (seen & (Seen.text | Seen.blob)) === 0
+  if (from === 'text')
+    return (to === 'bigint' || to === 'double precision') && (seen & (Seen.text | Seen.blob)) === 0
   return from === 'double precision' && to === 'bigint' && (seen & Seen.real) === 0
 }
 
@@ -73,7 +75,10 @@ const INTEGER_LIKE = /^(0|-?[1-9][0-9]{0,17})$/
  * @returns the closest readable value for the typed column, and whether it reads back as exactly `value`.
  * When it does not, the caller keeps `canonical(value)` in `_sync_raw`.
  */
-export function toPostgres(value: Exclude<Value, null>, column: ColumnLayout): {typed: Typed; exact: boolean} {
+export function toPostgres(
+  value: Exclude<Value, null>,
+  column: ColumnLayout,
+): {typed: Typed; exact: boolean} {
   switch (column.type) {
     case 'bigint':
       return typeof value === 'bigint' ? exact(value) : inexact(null)
@@ -114,7 +119,9 @@ export function fromPostgres(text: string, column: ColumnLayout): Exclude<Value,
 
 /** What a double precision column reads back as. */
 export function fromDouble(value: number, affinity: Affinity): bigint | number {
-  return affinity === 'numeric' && Number.isInteger(value) && Math.abs(value) <= 2 ** 53 ? BigInt(value) : value
+  return affinity === 'numeric' && Number.isInteger(value) && Math.abs(value) <= 2 ** 53
+    ? BigInt(value)
+    : value
 }
 
 /** What a text column reads back as. */
@@ -148,7 +155,9 @@ export function canonicalSql(c: string, column: ColumnLayout): string {
 function toDouble(value: Exclude<Value, null>, affinity: Affinity): {typed: Typed; exact: boolean} {
   if (affinity === 'numeric') {
     if (typeof value === 'bigint') return isExactDouble(value) ? exact(Number(value)) : inexact(Number(value))
-    return typeof value === 'number' ? {typed: value, exact: fromDouble(value, affinity) === value} : inexact(null)
+    return typeof value === 'number'
+      ? {typed: value, exact: fromDouble(value, affinity) === value}
+      : inexact(null)
   }
   if (typeof value === 'number') return exact(value)
   return inexact(typeof value === 'bigint' ? Number(value) : null)

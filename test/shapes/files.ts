@@ -55,7 +55,7 @@ function buildBroken16(db: DatabaseSync, order: 'le' | 'be'): void {
 export const files: readonly Shape[] = [
   {
     name: 'no table at all, then one, then none',
-    build: () => undefined,
+    build: run('pragma user_version = 1'),
     change: [run('create table t (v)'), run('insert into t values (1)'), run('drop table t')],
   },
   {
