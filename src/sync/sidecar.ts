@@ -8,8 +8,9 @@ import type {Entry, Remembered} from '../source/capture.ts'
 
 const FORMAT = '1'
 
-/** What else is noted of the source as of the last cut: its file's state, which file it was, its schema cookie. */
-export type Note = 'fingerprint' | 'identity' | 'cookie'
+/** What else is noted of the source as of the last cut: its file's state, which file it was, its schema cookie, its
+ * tables and rows. */
+export type Note = 'fingerprint' | 'identity' | 'cookie' | 'totals'
 
 /** Where the sidecar stands with respect to Postgres. */
 export type Standing = 'in step' | 'intended' | 'unknown'
@@ -146,7 +147,7 @@ export class Sidecar implements Disposable {
     this.#db.exec('begin immediate')
     for (const name of this.tables()) this.#drop(name)
     this.#clearIntent()
-    this.#run("delete from meta where name in ('cut', 'intent', 'fingerprint', 'identity', 'cookie')")
+    this.#run("delete from meta where name in ('cut', 'intent', 'fingerprint', 'identity', 'cookie', 'totals')")
     this.#db.exec('commit')
   }
 

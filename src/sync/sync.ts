@@ -18,6 +18,7 @@ import {readExisting, type Existing, type Operation} from '../target/plan.ts'
 import {captureCut, cookieOf, type Cut, type QuarantinedRow} from './cut.ts'
 import {firstLoad, type Loaded} from './first-load.ts'
 import {suspicion, type DeleteGuard} from './guard.ts'
+import {awaitMigration} from './migration.ts'
 import {rebuildSidecar} from './rebuild.ts'
 import {direction} from './revisions.ts'
 import {Sidecar} from './sidecar.ts'
@@ -99,8 +100,9 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
   const isFree =
     !run.full && !run.accept && deployment.quarantinedRows === 0 && deployment.status !== 'quarantined'
   if (isLoaded && isInStep && isFree && seenAs !== undefined && seenAs === sidecar.noted('fingerprint'))
-    return report.unchanged()
+    return report.unchanged(sidecar)
 
+  await awaitMigration(open, signal)
   const previous = await findSourceSchema(pool, deployment.deploymentId)
   const mustRebuild = previous !== undefined && deployment.cutId !== null && (run.full ? isLoaded : !isInStep)
   if (mustRebuild)
@@ -143,6 +145,7 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
     // A row that waits for another try must not be hidden behind an unchanged file.
     sidecar.note('fingerprint', cut.capture.consistent && report.quarantined === 0 ? seenAs : undefined)
     sidecar.note('identity', identity(open.file))
+    sidecar.note('totals', report.totals)
     sidecar.note('cookie', cookieOf(open, cut.capture.spec))
   }
   const hasNews = cut.upserted > 0 || cut.tombstoned > 0 || cut.isSchemaChanged || loaded !== undefined
@@ -155,7 +158,7 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
     if (deployment.status === 'quarantined') await unquarantine(pool, deployment.deploymentId)
     await recordQuarantine(pool, deployment, report.refused)
     note()
-    return report.unchanged()
+    return report.unchanged(sidecar)
   }
 
   const cutId = randomUUID()
@@ -476,8 +479,17 @@ class Report {
     }
   }
 
-  unchanged(): SyncResult {
+  unchanged(sidecar: Sidecar): SyncResult {
+    // Behind the gate nothing was read: the numbers are those of the run that read it.
+    const [tables = '0', rows = '0'] = sidecar.noted('totals')?.split(' ') ?? []
+    if (this.#tables === 0) this.#tables = Number(tables)
+    if (this.#seen === 0) this.#seen = Number(rows)
     return this.#result('unchanged', this.#deployment.generation)
+  }
+
+  /** Tables and live rows of the source, to be remembered beside its fingerprint. */
+  get totals(): string {
+    return `${this.#tables} ${Math.max(this.#seen, this.#upserted)}`
   }
 
   done(mode: SyncResult['mode'], generation: bigint): SyncResult {
