@@ -47,6 +47,7 @@ export function chooseType(declared: string, affinity: Affinity, seen: number): 
   const type = declared.toUpperCase()
   const onlyIntegers = seen !== 0 && (seen & ~anyInteger) === 0
   if (type.includes('JSON')) return 'json'
+  if (type === 'ANY') return 'text'
   if (type.includes('BOOL')) return (seen & (Seen.integer | Seen.wideInteger)) === 0 ? 'boolean' : 'bigint'
   if (affinity === 'integer') return (seen & Seen.text) === 0 ? 'bigint' : 'text'
   if (/DATE|TIME/.test(type)) return onlyIntegers ? 'bigint' : 'text'
