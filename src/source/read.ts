@@ -53,6 +53,7 @@ export class TableReader {
   readonly #keyAt: readonly number[]
   /** Leading result columns that say where the row stands. */
   readonly #lead: number
+  readonly #isUtf8: boolean
 
   constructor(db: DatabaseSync, table: TableSpec) {
     this.table = table
@@ -63,6 +64,7 @@ export class TableReader {
       table.keyedBy === 'rowid',
     )
     this.#lead = table.withoutRowid ? 0 : 1
+    this.#isUtf8 = db.prepare('pragma encoding').get()?.['encoding'] === 'UTF-8'
     const columns = table.columns.map(column => ident(column.name))
     this.#first = this.#prepare(columns, false, '')
     this.#after = this.#prepare(columns, true, '')
@@ -224,11 +226,18 @@ export class TableReader {
       const value = row[i] as Value
       if (typeof value === 'string') {
         bytes += value.length
-        if (value.includes('\0') || value.includes('\ufffd')) row[i] = this.#rawText(row, i, value)
+        if (this.#isSuspect(value)) row[i] = this.#rawText(row, i, value)
       } else if (value instanceof Uint8Array) bytes += value.byteLength
       else bytes += 8
     }
     return bytes
+  }
+
+  /** Whether the text may not be what the file holds. Two `includes` are a hundred times as fast as one expression. */
+  #isSuspect(text: string): boolean {
+    if (text.includes('\0') || text.includes('\ufffd')) return true
+    // From UTF-16 SQLite makes a character of any two surrogates, in whatever order they stand.
+    return !this.#isUtf8 && /[\ud800-\udfff]/.test(text)
   }
 
   #rawText(row: readonly Value[], at: number, text: string): Value {
