@@ -1,7 +1,7 @@
 import {readFileSync} from 'node:fs'
 import type {Config, Env} from '../config/config.ts'
 import {SyncError} from '../core/errors.ts'
-import {progressOn} from '../telemetry/progress.ts'
+import {columnsOf, progressOn} from '../telemetry/progress.ts'
 import {CancelledError, questions} from './ask.ts'
 import type {Context} from './command.ts'
 import {commands, groups} from './commands.ts'
@@ -187,10 +187,7 @@ function stopCode({reason}: AbortSignal): number {
 }
 
 function screenOf({stdout}: Io, env: Env): Screen {
-  return {
-    columns: Math.min(stdout.isTTY ? stdout.columns : 80, 100),
-    hasColours: stdout.isTTY && (env.NO_COLOR ?? '') === '',
-  }
+  return {columns: Math.min(columnsOf(stdout), 100), hasColours: stdout.isTTY && (env.NO_COLOR ?? '') === ''}
 }
 
 function version(): string {

@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import {describe, test} from 'vitest'
-import {progressLine, progressOn, type ProgressView} from './progress.ts'
+import {columnsOf, progressLine, progressOn, type ProgressView} from './progress.ts'
 
 const view: ProgressView = {
   label: 'sync acme',
@@ -84,6 +84,16 @@ describe('on a terminal', () => {
     assert.deepEqual(written, [])
   })
 })
+
+for (const [columns, expected] of [
+  [120, 120],
+  [0, 80],
+  [undefined, 80],
+] as const) {
+  test(`a terminal that says ${columns} columns has ${expected}`, () => {
+    assert.equal(columnsOf(columns === undefined ? {} : {columns}), expected)
+  })
+}
 
 for (const [what, isTTY, env] of [
   ['not a terminal', false, {}],

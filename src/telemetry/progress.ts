@@ -47,7 +47,7 @@ export function progressOn(
       drawnAt = at
       const line = progressLine(view, {
         elapsedMs: at - startedAt,
-        width: (terminal.columns ?? 80) - 1,
+        width: columnsOf(terminal) - 1,
         isUnicode,
       })
       terminal.write(eraseLine + line)
@@ -56,6 +56,11 @@ export function progressOn(
       if (drawnAt !== -Infinity) terminal.write(eraseLine)
     },
   }
+}
+
+/** @returns the width of a terminal; 80 for what is none, and for one that does not know (a serial line says 0). */
+export function columnsOf({columns = 0}: Pick<Terminal, 'columns'>): number {
+  return columns > 0 ? columns : 80
 }
 
 export type LineOptions = {readonly elapsedMs: number; readonly width: number; readonly isUnicode: boolean}
