@@ -10,7 +10,7 @@ test('docs/settings.md is what the table of settings says (npm run docs writes i
 test('docs/errors.md has one paragraph for each error code, and no other', async () => {
   const codes = new Map<string, string>()
   for await (const file of glob('src/**/*.ts', {exclude: ['**/*.test.ts']})) {
-    for (const [, code] of (await readFile(file, 'utf8')).matchAll(/\bcode\s*[=:]\s*'(SYNC_\w+)'/g))
+    for (const [, code] of (await readFile(file, 'utf8')).matchAll(/(?:\b|_)code\s*[=:]\s*'(SYNC_\w+)'/g))
       codes.set(code!, file)
   }
   const page = await readFile('docs/errors.md', 'utf8')
