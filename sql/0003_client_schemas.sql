@@ -720,11 +720,15 @@ create function sync_metadata.evolve_schema(p_deployment uuid, p_operations json
   language plpgsql security definer set search_path = pg_catalog, pg_temp set maintenance_work_mem = '256MB'
 as $$
 declare
-  v_schema text := sync_metadata.require_deployment(p_deployment);
+  v_schema text;
   v_op     jsonb;
   v_table  text;
   v_index  text;
 begin
+  -- Whoever changes who has rights here waits for the tables that are being made, and the other way round; else a new
+  -- role would lack what both did at once.
+  perform 1 from sync_metadata.client_deployments d where d.deployment_id = p_deployment for key share;
+  v_schema := sync_metadata.require_deployment(p_deployment);
   if jsonb_typeof(p_operations) is distinct from 'array' then
     raise exception 'operations must be a JSON array' using errcode = 'OS006';
   end if;

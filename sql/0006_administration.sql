@@ -89,12 +89,15 @@ create function sync_metadata.add_host_role(p_cluster text, p_role text, p_grace
   language plpgsql security definer set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_host   uuid := (select h.host_id from sync_metadata.hosts h where h.cluster_name = p_cluster);
+  v_host   uuid;
   v_schema text;
 begin
+  -- For update: waits for clients that are being registered, and for tables that are being made.
+  select h.host_id into v_host from sync_metadata.hosts h where h.cluster_name = p_cluster for update;
   if v_host is null then
     raise exception 'there is no cluster "%"', left(p_cluster, 80) using errcode = 'OS006';
   end if;
+  perform 1 from sync_metadata.client_deployments d where d.host_id = v_host order by d.deployment_id for update;
   update sync_metadata.host_roles r
   set valid_until = least(r.valid_until, now() + p_grace)
   where r.host_id = v_host;
@@ -160,8 +163,9 @@ create function sync_metadata.set_access(p_client_name text, p_role text, p_mode
 as $$
 declare
   v_schema text := sync_metadata.schema_of(p_client_name);
-  v_id     uuid := (select d.deployment_id from sync_metadata.client_deployments d where d.schema_name = v_schema);
+  v_id     uuid;
 begin
+  select d.deployment_id into v_id from sync_metadata.client_deployments d where d.schema_name = v_schema for update;
   if v_id is null then
     raise exception 'there is no client "%"', p_client_name using errcode = 'OS006';
   end if;

@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict'
 import {randomBytes} from 'node:crypto'
+import {setTimeout as sleep} from 'node:timers/promises'
 import {describe, test} from 'vitest'
 import {testDatabase, type TestDatabase} from '../../test/database.ts'
 import {evolve, testClient, testHost} from '../../test/host.ts'
@@ -14,11 +15,12 @@ import {
   revokeAccess,
   rotatePassword,
   transferClient,
+  type Rotation,
 } from './admin.ts'
 import {connect} from './connect.ts'
 import {FencedOutError, NameRefusedError, NameTakenError, NotYoursError} from './refusals.ts'
 import {generatePassword, scramVerifier} from './scram.ts'
-import {raw, type Pool} from './sql.ts'
+import {raw, type Pool, type Tx} from './sql.ts'
 
 const table = {op: 'create_table', table: 't', columns: [{name: 'id', type: 'text'}]}
 const finish = {op: 'finish_table', table: 't'}
@@ -135,6 +137,28 @@ describe('rotating a password', () => {
     await using old = await testHost(db)
     await rotatePassword(db, db.endpoint, {cluster: old.cluster, graceMs: 0})
     await assert.rejects(async () => old`select 1`, {code: 'SYNC_WRONG_PASSWORD'})
+  })
+
+  test('waits for clients and tables that are being made, so that none is left out', async () => {
+    await using db = await testDatabase()
+    await using old = await testHost(db)
+    const id = await testClient(old)
+    for (const make of [
+      (tx: Tx) => tx`select sync_metadata.evolve_schema(${id}, ${JSON.stringify([table])})`,
+      (tx: Tx) => tx`select sync_metadata.register_deployment('beta')`,
+    ]) {
+      let rotating: Promise<Rotation> | undefined
+      await old.begin(async tx => {
+        await make(tx)
+        rotating = rotatePassword(db, db.endpoint, {cluster: old.cluster, graceMs: 600_000})
+        await sleep(200)
+      })
+      await using fresh = connect((await rotating)!.endpoint, {applicationName: 'owsync-test'})
+      await fresh`insert into acme.t (_sync_key) values (gen_random_uuid()::text)`
+      const schemas = await fresh<{usable: boolean}>`
+        select has_schema_privilege(schema_name, 'usage') as usable from sync_metadata.client_deployments`
+      assert.ok(schemas.every(({usable}) => usable))
+    }
   })
 
   test('a role that holds something elsewhere stays, and cannot log in', async () => {
