@@ -1,7 +1,8 @@
+import assert from 'node:assert/strict'
 import {connect} from '../src/postgres/connect.ts'
 import {grantHost, type HostLogin} from '../src/postgres/admin.ts'
 import type {Pool} from '../src/postgres/sql.ts'
-import type {TestDatabase} from './database.ts'
+import {testDatabase, type TestDatabase} from './database.ts'
 
 /** A pool that is logged in as a host's own role: what a node has. */
 export type TestHost = Pool & Pick<HostLogin, 'cluster' | 'role' | 'endpoint'>
@@ -27,4 +28,26 @@ export async function evolve(
   ...operations: readonly object[]
 ): Promise<void> {
   await host`select sync_metadata.evolve_schema(${deployment}, ${JSON.stringify(operations)})`
+}
+
+/** A database with a host and its client `acme`, which go together. */
+export async function hostWithClient() {
+  const stack = new AsyncDisposableStack()
+  const db = stack.use(await testDatabase())
+  const host = stack.use(await testHost(db))
+  const id = await testClient(host)
+  return {db, host, id, [Symbol.asyncDispose]: () => stack.disposeAsync()}
+}
+
+/** @returns what `work` throws; fails when it does not. */
+export async function refusal(work: Promise<unknown>): Promise<unknown> {
+  return work.then(
+    () => assert.fail('it was not refused'),
+    (error: unknown) => error,
+  )
+}
+
+/** @returns the code of what `work` throws. */
+export async function codeOf(work: Promise<unknown>): Promise<unknown> {
+  return ((await refusal(work)) as {code?: unknown}).code
 }

@@ -2,8 +2,8 @@ import assert from 'node:assert/strict'
 import {randomUUID} from 'node:crypto'
 import {describe, test} from 'vitest'
 import {testDatabase} from '../../test/database.ts'
-import {evolve, testClient, testHost} from '../../test/host.ts'
-import {NameRefusedError, NameTakenError, NotYoursError} from './refusals.ts'
+import {codeOf, evolve, hostWithClient, refusal, testClient, testHost} from '../../test/host.ts'
+import {NameRefusedError, NameTakenError} from './refusals.ts'
 import {raw, type Pool} from './sql.ts'
 
 const table = {
@@ -139,7 +139,7 @@ describe('registering a client', () => {
 
 describe('a client table', () => {
   test('has the source’s columns, then the bookkeeping', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     await evolve(client.host, client.id, table)
     const columns = await client.db<{column: string; type: string; storage: string; compression: string}>`
       select attname as column, format_type(atttypid, null) as type, attstorage::text as storage,
@@ -168,7 +168,7 @@ describe('a client table', () => {
   })
 
   test('is finished with a key, indexes, the queue of marks and a view of what lives', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     const {host, id} = client
     await evolve(host, id, table)
     await host`insert into acme.chat (id, title, _sync_key, _sync_deleted_at)
@@ -189,7 +189,7 @@ describe('a client table', () => {
   })
 
   test('loses the rows that a load brought twice, and keeps the newest', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     const {host, id} = client
     await evolve(host, id, table)
     await host`insert into acme.chat (title, _sync_key, _sync_at) values
@@ -204,7 +204,7 @@ describe('a client table', () => {
   })
 
   test('takes values that are too long for an index', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     const {host, id} = client
     await evolve(host, id, table)
     const long = noise()
@@ -215,7 +215,7 @@ describe('a client table', () => {
   })
 
   test('takes them later too, once its indexes are loosened', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     const {host, id} = client
     const insert = () => host`insert into acme.chat (title, _sync_key) values (${noise()}, 'a')`
     await evolve(host, id, table, finish)
@@ -234,7 +234,7 @@ describe('a client table', () => {
   })
 
   test('has an index whose name something else in the schema has', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     const {host, id} = client
     await evolve(host, id, table, finish, {op: 'rename_table', table: 'chat', to: 'chat_old'}, table, finish)
     const names = await client.db<{table: string; n: number}>`
@@ -248,7 +248,7 @@ describe('a client table', () => {
   })
 
   test('gets and loses single indexes', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     const {host, id} = client
     const index = {op: 'create_index', table: 'chat', name: 'by "n"', columns: ['n']}
     await evolve(host, id, table, index, index)
@@ -259,7 +259,7 @@ describe('a client table', () => {
   })
 
   test('is renamed with its view and its indexes', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     const {host, id} = client
     await evolve(host, id, table, finish)
     await evolve(host, id, {op: 'rename_table', table: 'chat', to: 'chat "old"'})
@@ -268,7 +268,7 @@ describe('a client table', () => {
   })
 
   test('keeps what the source dropped, marked, until it comes back', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     const {host, id, db} = client
     await evolve(host, id, table, finish)
     await evolve(
@@ -296,14 +296,14 @@ describe('a client table', () => {
   })
 
   test('is what the operations say, all of them or none', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     const {host, id, db} = client
     await refusal(evolve(host, id, table, {op: 'add_column', table: 'chat', column: 'x', type: 'money'}))
     assert.deepEqual(await db`select to_regclass('acme.chat') as chat`, [{chat: null}])
   })
 
   test('takes no operation that is not exactly as described', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     await evolve(client.host, client.id, table, finish)
     for (const [what, operation, code] of [
       ['an unknown operation', {op: 'drop_table', table: 'chat'}, 'OS006'],
@@ -366,7 +366,7 @@ describe('a client table', () => {
   })
 
   test('names in it are only ever names', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     const {host, id} = client
     const hostile = `"; drop table x; --'%I %s $1 \\`
     await evolve(host, id, {op: 'create_table', table: hostile, columns: [{name: hostile, type: 'text'}]})
@@ -387,7 +387,7 @@ describe('a client table', () => {
 
 describe('a column that becomes wider', () => {
   test('holds what it can, and keeps exactly what it cannot', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     const {host, id} = client
     let table = 0
     for (const [from, to, before, after, kept] of [
@@ -430,7 +430,7 @@ describe('a column that becomes wider', () => {
   })
 
   test('keeps an exact value that was kept before', async () => {
-    await using client = await setup()
+    await using client = await hostWithClient()
     const {host, id} = client
     await evolve(host, id, {op: 'create_table', table: 'chat', columns: [{name: 'c', type: 'text'}]})
     await host`insert into acme.chat (c, _sync_key, _sync_raw) values ('1.5', 'a', '{"c": "r3ff8000000000000;"}')`
@@ -440,213 +440,6 @@ describe('a column that becomes wider', () => {
     ])
   })
 })
-
-describe('the end of a cut', () => {
-  test('is one call: generation, cut, result and job', async () => {
-    await using client = await setup()
-    const {host, id} = client
-    const epoch = await lead(host)
-    const cut = randomUUID()
-    const result = {
-      sync_type: 'full',
-      triggered_by: 'cli',
-      rows_upserted: 5,
-      duration_ms: 1000,
-      source_version: 'v7',
-    }
-    assert.equal(await advance(host, id, 0, epoch, cut, result), 1n)
-    const [deployment] = await host`
-      select generation, cut_id, last_sync_status, source_version, load_position, last_sync_at is not null as synced
-      from sync_metadata.client_deployments`
-    assert.deepEqual(deployment, {
-      generation: 1n,
-      cut_id: cut,
-      last_sync_status: 'success',
-      source_version: 'v7',
-      load_position: null,
-      synced: true,
-    })
-    assert.deepEqual(
-      await host`select status, sync_type, triggered_by, generation, epoch, rows_upserted, rows_tombstoned,
-        round(extract(epoch from finished_at - started_at))::int as seconds from sync_metadata.sync_jobs`,
-      [
-        {
-          status: 'success',
-          sync_type: 'full',
-          triggered_by: 'cli',
-          generation: 1n,
-          epoch,
-          rows_upserted: 5n,
-          rows_tombstoned: 0n,
-          seconds: 1,
-        },
-      ],
-    )
-  })
-
-  test('finishes the job that was queued for it', async () => {
-    await using client = await setup()
-    const {host, id} = client
-    const epoch = await lead(host)
-    const [job] = await host<{job_id: string}>`
-      insert into sync_metadata.sync_jobs (deployment_id, triggered_by) values (${id}, 'api') returning job_id`
-    await advance(host, id, 0, epoch, randomUUID(), {job_id: job!.job_id, rows_tombstoned: 2})
-    assert.deepEqual(
-      await host`select job_id, status, triggered_by, rows_tombstoned from sync_metadata.sync_jobs`,
-      [{job_id: job!.job_id, status: 'success', triggered_by: 'api', rows_tombstoned: 2n}],
-    )
-  })
-
-  test('is refused when another cut came first', async () => {
-    await using client = await setup()
-    const epoch = await lead(client.host)
-    await advance(client.host, client.id, 0, epoch)
-    assert.equal(await codeOf(advance(client.host, client.id, 0, epoch)), 'SYNC_GENERATION_MOVED')
-    assert.equal(await advance(client.host, client.id, 1, epoch), 2n)
-  })
-
-  test('is refused under an epoch that has passed, and leaves nothing', async () => {
-    await using client = await setup()
-    const epoch = await lead(client.host)
-    await lead(client.host)
-    assert.equal(await codeOf(advance(client.host, client.id, 0, epoch)), 'SYNC_FENCED_OUT')
-    assert.deepEqual(await client.host`select generation from sync_metadata.client_deployments`, [
-      {generation: 0n},
-    ])
-    assert.deepEqual(await client.host`select 1 from sync_metadata.sync_jobs`, [])
-  })
-
-  test('is not taken for the client’s if it is another host’s', async () => {
-    await using client = await setup()
-    await using other = await testHost(client.db, 'host-b')
-    assert.ok((await refusal(advance(other, client.id, 0, await lead(other)))) instanceof NotYoursError)
-  })
-
-  test('lifts a quarantine: what waited for a person has been applied', async () => {
-    await using client = await setup()
-    const {host, id} = client
-    await host`update sync_metadata.client_deployments set status = 'quarantined', status_reason = 'many deletes'`
-    await advance(host, id, 0, await lead(host))
-    assert.deepEqual(await host`select status, status_reason from sync_metadata.client_deployments`, [
-      {status: 'active', status_reason: null},
-    ])
-  })
-
-  test('chunks of a first load are remembered without moving the generation, and only then', async () => {
-    await using client = await setup()
-    const {host, id} = client
-    const epoch = await lead(host)
-    const step = (position: string, at = epoch) =>
-      host`select sync_metadata.record_load_step(${id}, ${randomUUID()}, ${at}, ${position})`
-    await step('{"table": 1}')
-    await step('{"table": 2}')
-    assert.deepEqual(await host`select generation, load_position from sync_metadata.client_deployments`, [
-      {generation: 0n, load_position: {table: 2}},
-    ])
-    assert.equal(await codeOf(step('{}', epoch - 1n)), 'SYNC_FENCED_OUT')
-    await advance(host, id, 0, epoch)
-    assert.equal(await codeOf(step('{}')), 'OS006')
-  })
-})
-
-describe('what is removed', () => {
-  test('tombstones that are old, unless a conflict still speaks of them', async () => {
-    await using client = await setup()
-    const {host, id} = client
-    await evolve(host, id, table)
-    await host`insert into acme.chat (_sync_key, _sync_deleted_at, _sync_edited_by, _sync_diverged) values
-      ('lives', null, null, null), ('old', now() - interval '2 days', null, null), ('young', now(), null, null),
-      ('marked', now() - interval '2 days', 'eve', null), ('kept', now() - interval '2 days', null, gen_random_uuid())`
-    assert.deepEqual(await host`select sync_metadata.purge_tombstones(${id}, '1 day') as n`, [{n: 1n}])
-    assert.deepEqual(
-      (await host<{k: string}>`select _sync_key as k from acme.chat order by 1`).map(({k}) => k),
-      ['kept', 'lives', 'marked', 'young'],
-    )
-    assert.equal(await codeOf(host`select sync_metadata.purge_tombstones(${id}, '-1 day')`), 'OS006')
-  })
-
-  test('history of the calling host, and of no other', async () => {
-    await using client = await setup()
-    const {host, id, db} = client
-    await using other = await testHost(db, 'host-b')
-    const theirs = await testClient(other, 'theirs')
-    for (const deployment of [id, theirs]) {
-      await db`insert into sync_metadata.sync_jobs (deployment_id, status, finished_at)
-        values (${deployment}, 'success', now() - interval '1 year'), (${deployment}, 'success', now()),
-          (${deployment}, 'pending', null)`
-      await db`insert into sync_metadata.conflict_log
-          (deployment_id, table_name, record_key, conflict_type, status, detected_at, source_data)
-        values (${deployment}, 't', 'old', 'drift', 'resolved', now() - interval '1 year', '{}'),
-          (${deployment}, 't', 'month', 'drift', 'resolved', now() - interval '40 days', '{}'),
-          (${deployment}, 't', 'open', 'drift', 'pending', now() - interval '1 year', '{}')`
-    }
-    await db`update sync_metadata.cache_events set created_at = now() - interval '2 days'`
-    assert.deepEqual(
-      await host`select jobs, snapshots, events > 0 as events from sync_metadata.purge_history()`,
-      [{jobs: 1n, snapshots: 1n, events: true}],
-    )
-    const left = (deployment: string) => db`
-      select (select count(*)::int from sync_metadata.sync_jobs where deployment_id = ${deployment}) as jobs,
-        count(*)::int as conflicts, count(source_data)::int as snapshots
-      from sync_metadata.conflict_log where deployment_id = ${deployment}`
-    assert.deepEqual(await left(id), [{jobs: 2, conflicts: 2, snapshots: 1}])
-    assert.deepEqual(await left(theirs), [{jobs: 3, conflicts: 3, snapshots: 3}])
-    assert.deepEqual(await other`select 1 from sync_metadata.cache_events limit 1`, [{'?column?': 1}])
-  })
-
-  test('one row, everywhere', async () => {
-    await using client = await setup()
-    const {host, id, db} = client
-    await evolve(host, id, table)
-    await host`insert into acme.chat (title, _sync_key, _sync_deleted_at) values ('secret', 'k', now()), ('x', 'l', null)`
-    await host`insert into sync_metadata.conflict_log (deployment_id, table_name, record_key, conflict_type, source_data)
-      values (${id}, 'chat', 'k', 'drift', '{"title": "secret"}'), (${id}, 'chat', 'l', 'drift', '{"title": "x"}')`
-    await host`insert into sync_metadata.row_quarantine (deployment_id, table_name, record_key, code, reason)
-      values (${id}, 'chat', 'k', '22P02', 'secret')`
-    await host`insert into sync_metadata.verifications (deployment_id, generation, differences)
-      values (${id}, 1, '[{"table": "chat", "key": "k"}, {"table": "chat", "key": "l"}]')`
-    const erase = (key: string) =>
-      host<{erased: boolean}>`select sync_metadata.erase_row(${id}, 'chat', ${key}) as erased`
-    assert.deepEqual(await erase('k'), [{erased: true}])
-    assert.deepEqual(await erase('k'), [{erased: false}])
-    assert.equal(await codeOf(erase('l')), 'OS006', 'a row that lives would be copied again')
-    for (const {name} of await db<{name: string}>`
-        select format('%I.%I', schemaname, tablename) as name from pg_tables where schemaname in ('acme', 'sync_metadata')`) {
-      assert.deepEqual(await db`select from ${raw(name)} t where t::text like '%secret%'`, [], name)
-    }
-    assert.deepEqual(await host`select differences from sync_metadata.verifications`, [
-      {differences: [{table: 'chat', key: 'l'}]},
-    ])
-    assert.equal((await host`select from sync_metadata.conflict_log where source_data is not null`).length, 1)
-  })
-})
-
-async function setup() {
-  const stack = new AsyncDisposableStack()
-  const db = stack.use(await testDatabase())
-  const host = stack.use(await testHost(db))
-  const id = await testClient(host)
-  return {db, host, id, [Symbol.asyncDispose]: () => stack.disposeAsync()}
-}
-
-async function lead(host: Pool & {readonly cluster: string}): Promise<bigint> {
-  const [row] = await host<{epoch: bigint}>`
-    select epoch from sync_metadata.acquire_lease(${`${host.cluster}-node-a`}, 60000, true)`
-  return row!.epoch
-}
-
-async function advance(
-  host: Pool,
-  id: string,
-  expected: number | bigint,
-  epoch: bigint,
-  cut: string = randomUUID(),
-  result: object = {},
-): Promise<bigint> {
-  const [row] = await host<{generation: bigint}>`
-    select sync_metadata.advance_generation(${id}, ${expected}, ${cut}, ${epoch}, ${JSON.stringify(result)}) as generation`
-  return row!.generation
-}
 
 async function indexes(db: Pool): Promise<string[]> {
   const rows = await db<{definition: string}>`
@@ -670,15 +463,4 @@ async function viewColumns(db: Pool): Promise<string[]> {
 /** Text that no compression makes short enough for an index. */
 function noise(): string {
   return Array.from({length: 400}, () => randomUUID()).join('')
-}
-
-async function refusal(work: Promise<unknown>): Promise<unknown> {
-  return work.then(
-    () => assert.fail('it was not refused'),
-    (error: unknown) => error,
-  )
-}
-
-async function codeOf(work: Promise<unknown>): Promise<unknown> {
-  return ((await refusal(work)) as {code?: unknown}).code
 }
