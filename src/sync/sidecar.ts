@@ -67,6 +67,12 @@ export class Sidecar implements Disposable {
     return Number(placed + (this.#get('select count(*) as n from adrift where t = ?', id)?.['n'] as bigint))
   }
 
+  /** Whether rows of a table are remembered without their places. */
+  hasAdrift(table: string): boolean {
+    const id = this.#findId(table)
+    return id !== undefined && this.#get('select 1 from adrift where t = ? limit 1', id) !== undefined
+  }
+
   /** @returns up to `limit` entries spread over a table, to tell by content which table it is. */
   sample(table: string, limit: number): Entry[] {
     const id = this.#findId(table)
@@ -147,7 +153,9 @@ export class Sidecar implements Disposable {
     this.#db.exec('begin immediate')
     for (const name of this.tables()) this.#drop(name)
     this.#clearIntent()
-    this.#run("delete from meta where name in ('cut', 'intent', 'fingerprint', 'identity', 'cookie', 'totals')")
+    this.#run(
+      "delete from meta where name in ('cut', 'intent', 'fingerprint', 'identity', 'cookie', 'totals')",
+    )
     this.#db.exec('commit')
   }
 

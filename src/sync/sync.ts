@@ -104,7 +104,8 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
 
   await awaitMigration(open, signal)
   const previous = await findSourceSchema(pool, deployment.deploymentId)
-  const mustRebuild = previous !== undefined && deployment.cutId !== null && (run.full ? isLoaded : !isInStep)
+  const mustRebuild =
+    previous !== undefined && deployment.cutId !== null && (!isInStep || (run.full && isLoaded))
   if (mustRebuild)
     await rebuildSidecar(pool, sidecar, deployment.schemaName, previous, deployment.cutId, signal)
 
