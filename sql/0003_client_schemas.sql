@@ -134,8 +134,8 @@ begin
       coalesce(v_settings ->> 'direction', 'one_way'), coalesce((v_settings ->> 'sync_enabled')::boolean, true),
       (v_settings ->> 'sync_interval')::int, v_settings ->> 'sync_schedule',
       coalesce(nullif(v_settings -> 'config', 'null'), '{}'))
-    -- Waits for whoever registers the same schema at this moment.
-    on conflict (schema_name) do nothing
+    -- Waits for whoever registers the same client at this moment, by whichever of its names is met first.
+    on conflict do nothing
     returning deployment_id into v_id;
   exception
     when check_violation or invalid_text_representation or numeric_value_out_of_range then
