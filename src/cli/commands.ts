@@ -23,6 +23,11 @@ export const commands: readonly Entry[] = [
     load: async () => (await import('./sync.ts')).sync,
   },
   {
+    name: 'restore',
+    about: 'Rebuild a client’s SQLite file from Postgres.',
+    load: async () => (await import('./restore.ts')).restore,
+  },
+  {
     name: 'db migrate',
     about: 'Create the control schema, or bring it up to date.',
     load: async () => (await db()).migrate,
