@@ -113,7 +113,7 @@ export function connect(endpoint: Endpoint, options: ConnectOptions): Pool {
     (ending ??= (async () => {
       const closed = pool.end()
       for (const giveUp of waiting) giveUp(new Error('the pool was closed before a connection was free'))
-      await Promise.race([closed, sleep(CLOSE_WITHIN_MS, undefined, {ref: false})])
+      await atMost(CLOSE_WITHIN_MS, closed)
       for (const client of clients) client.connection.stream.destroy()
       // Whoever still holds a connection has just lost it and will give it back.
     })())
@@ -206,11 +206,25 @@ class Session {
 
   async close(): Promise<void> {
     this.#broken = true
+    const {stream} = this.#client.connection
     const ended = once(this.#client, 'end')
     this.#client.release(true)
-    await Promise.race([ended, sleep(CLOSE_WITHIN_MS, undefined, {ref: false})])
-    this.#client.connection.stream.destroy()
+    // A connection that was lost has ended already, and says so only once.
+    if (!stream.destroyed) await atMost(CLOSE_WITHIN_MS, ended)
+    stream.destroy()
   }
+}
+
+/**
+ * Waits until `work` has settled, but not longer than `ms`. The timer keeps the process alive meanwhile: when nothing
+ * else does, an await that nobody settles ends it without a word.
+ */
+async function atMost(ms: number, work: Promise<unknown>): Promise<void> {
+  const settled = new AbortController()
+  const isSettled = work.catch(ignore).then(() => {
+    settled.abort()
+  })
+  await Promise.race([isSettled, sleep(ms, undefined, {signal: settled.signal}).catch(ignore)])
 }
 
 async function transaction<T>(
