@@ -1,6 +1,7 @@
 import type {ColumnLayout, TableLayout} from '../core/layout.ts'
 import {SyncError} from '../core/errors.ts'
 import {fragment, join, raw, type Fragment, type Tx} from '../postgres/sql.ts'
+import {isDataError} from '../postgres/sqlstate.ts'
 import type {TargetRow} from './copy-format.ts'
 import {quote} from './row-sql.ts'
 import type {Typed} from './type-map.ts'
@@ -50,7 +51,7 @@ export async function applyTable(
     else if (changes.count > skip.size) await upsertStaged(tx, schema, changes, skip, signal)
     await tombstone(tx, schema, changes.layout, changes.tombstones)
   } catch (cause) {
-    throw new TableRefusedError(changes.layout, {cause})
+    throw refusal(changes.layout, cause)
   }
 }
 
@@ -69,7 +70,7 @@ export async function copyInto(
       signal,
     )
   } catch (cause) {
-    throw new TableRefusedError(layout, {cause})
+    throw refusal(layout, cause)
   }
 }
 
@@ -84,6 +85,11 @@ export async function clearColumn(tx: Tx, schema: string, target: string, column
   await tx`update ${raw(`${quote(schema)}.${quote(target)}`)}
     set ${raw(quote(column))} = null, _sync_raw = nullif(_sync_raw - ${column}, '{}'::jsonb)
     where ${raw(quote(column))} is not null or _sync_raw ? ${column}`
+}
+
+/** A lost connection or lease is not the table's fault, and is told as what it is. */
+function refusal(layout: TableLayout, cause: unknown): unknown {
+  return isDataError(cause) ? new TableRefusedError(layout, {cause}) : cause
 }
 
 async function upsertSmall(
