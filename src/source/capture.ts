@@ -8,6 +8,8 @@ import {
   type TableSpec,
 } from './introspect.ts'
 import {errcode, whenFree, type Source} from './open.ts'
+import type {Suspects} from './page-map.ts'
+import {gapsBetween, type RowidRange} from './ranges.ts'
 import {TableReader, type PageBudget, type Position, type RefusedRow, type SourceRow} from './read.ts'
 
 /** What the last cut knew of one row. */
@@ -19,6 +21,8 @@ export type Remembered = {
   range(after: bigint | undefined, upTo: bigint | undefined): readonly Entry[]
   /** The greatest rowid known; `undefined` when no row's place is known. */
   highestRowid(): bigint | undefined
+  /** Whether entries exist that are known by key alone: the table is compared whole until their places are known. */
+  hasAdrift(): boolean
   /** Sets aside an entry that is not where it was; it may turn up elsewhere. */
   setAside(entry: Entry): void
   /** Sets aside a row that is not known to be where it is; it may be an entry that moved. */
@@ -35,11 +39,19 @@ export type Remembered = {
 
 /** What a capture finds out, row by row. Nothing in it is applied before the whole cut is known. */
 export type Delta = {
-  upsert(table: TableSpec, row: SourceRow): void
+  /** `isNew`: nothing was remembered of a row with this key. */
+  upsert(table: TableSpec, row: SourceRow, isNew: boolean): void
   tombstone(table: TableSpec, key: string): void
   /** The row is as it was but stands elsewhere: nothing to apply, only to remember. */
   place(table: TableSpec, entry: Entry): void
   refuse(table: TableSpec, row: RefusedRow): void
+}
+
+/** What a capture compares with. */
+export type Basis = {
+  readonly remembered: (table: TableSpec) => Remembered
+  /** False when a statement like ADD COLUMN can have changed what rows hold without touching their pages. */
+  readonly isSameSchema: boolean
 }
 
 /** How one capture went. */
@@ -47,16 +59,30 @@ export type CaptureResult = {
   readonly spec: SourceSpec
   /** False when the app committed in between: every row is a committed one, but not all of the same instant. */
   readonly consistent: boolean
+  /** Rows that were compared: all of them, or those that can have changed. */
   readonly rows: number
+  readonly comparedAll: boolean
   readonly maxHoldMs: number
+}
+
+/** Says where changed rows can be, before any row is read: the pages of the file fit this port. */
+export type Finder = {
+  /**
+   * Looks at the file as it is now; what earlier looks of the same capture have found is kept.
+   *
+   * @returns what to compare of a table, by its name: `undefined` is all of it.
+   */
+  find(pace: Pace, isWal: boolean, signal: AbortSignal): Promise<(table: string) => Suspects | undefined>
 }
 
 export type CaptureOptions = {
   /** The longest a lock may be held in rollback-journal mode, in ms. */
   readonly lockBudgetMs: number
-  /** Called with the schema before any row is read; answers with what is remembered of each table. */
-  readonly begin: (spec: SourceSpec) => (table: TableSpec) => Remembered
+  /** Called with the schema before any row is read. */
+  readonly begin: (spec: SourceSpec) => Basis
   readonly delta: Delta
+  /** Without it every row of every table is compared. */
+  readonly finder?: Finder | undefined
   /** A data version of this connection at which all rows are known already: they are not read again at it. */
   readonly knownAt?: bigint | undefined
   /** Called when what has been captured so far is void and the capture starts over. */
@@ -66,11 +92,14 @@ export type CaptureOptions = {
 
 const PASSES = 3
 
+/** How often the pages are looked at again because the app committed before the rows could be read. */
+const LOOKS = 6
+
 /** After this long, one more pass would rather meet new commits than find the app at rest. */
 const PATIENCE_MS = 5_000
 
 /**
- * Captures every change since what is remembered, by the digest of every row.
+ * Captures every change since what is remembered, by the digests of all rows or of those that can have changed.
  *
  * In WAL mode the whole capture is one read transaction, which blocks nobody. In rollback-journal mode a read lock
  * stops the app's commits, so it is taken for one short page at a time; a pass that a commit disturbed is repeated a
@@ -78,7 +107,7 @@ const PATIENCE_MS = 5_000
  *
  * @throws {SchemaMovedError} when the schema never held still.
  */
-export async function captureByDigest(
+export async function capture(
   source: Source,
   options: CaptureOptions,
   signal: AbortSignal,
@@ -106,34 +135,48 @@ async function capturePass(
 ): Promise<CaptureResult | 'schema moved'> {
   const {db} = source
   const inOneTransaction = await whenFree(source, () => isWal(source), signal)
-  if (inOneTransaction) db.exec('begin')
+  const pace = new Pace(source, inOneTransaction ? undefined : options.lockBudgetMs, signal)
+  const versions = () => ({data: readDataVersion(db), schema: readSchemaVersion(db)})
+  let before = await whenFree(source, versions, signal)
   try {
-    const before = await whenFree(
-      source,
-      () => ({data: readDataVersion(db), schema: readSchemaVersion(db)}),
-      signal,
-    )
+    let suspectsOf = await options.finder?.find(pace, inOneTransaction, signal)
+    if (inOneTransaction) {
+      // Rows are read in a transaction that begins after the last page was read, at the state that was looked at.
+      db.exec('begin')
+      for (let look = 1; options.finder !== undefined; look++) {
+        const now = versions()
+        if (now.data === before.data || look === LOOKS) break
+        db.exec('commit')
+        before = versions()
+        suspectsOf = await options.finder.find(pace, inOneTransaction, signal)
+        db.exec('begin')
+      }
+    }
+    const start = inOneTransaction ? versions() : before
+    const isLate = options.finder !== undefined && start.data !== before.data
     const spec = await whenFree(source, () => introspect(db), signal)
-    if (spec.schemaVersion !== before.schema) return 'schema moved'
-    const remembered = options.begin(spec)
-    const pace = new Pace(source, inOneTransaction ? undefined : options.lockBudgetMs, signal)
+    if (spec.schemaVersion !== start.schema) return 'schema moved'
+    const {remembered, isSameSchema} = options.begin(spec)
     let rows = 0
-    const isKnown = options.knownAt === before.data
+    let comparedAll = true
+    const isKnown = options.knownAt === start.data
     const read = isKnown ? [] : spec.tables.map(table => ({table, reader: new TableReader(db, table)}))
     for (const {table, reader} of read) {
       const memory = remembered(table)
-      rows += table.withoutRowid
-        ? await scanByKey(reader, memory, options, pace)
-        : await scanByRowid(reader, memory, options, pace)
+      const suspects = isSameSchema && !memory.hasAdrift() ? suspectsOf?.(table.name) : undefined
+      if (suspects !== undefined) comparedAll = false
+      if (table.withoutRowid) rows += await scanByKey(reader, memory, options, pace)
+      else rows += await scanByRowid(reader, memory, options, pace, suspects)
     }
-    const isDisturbed = () => readDataVersion(db) !== before.data
+    const isDisturbed = () => readDataVersion(db) !== start.data
     const fuzzy = !inOneTransaction && (await whenFree(source, isDisturbed, signal))
-    if ((await whenFree(source, () => readSchemaVersion(db), signal)) !== before.schema) return 'schema moved'
+    if ((await whenFree(source, () => readSchemaVersion(db), signal)) !== start.schema) return 'schema moved'
     for (const {table, reader} of read) await settleLeftovers(reader, remembered(table), options, fuzzy, pace)
     // A delete that was confirmed while the app went on is of a later instant than the rest.
-    const consistent = !fuzzy && !(await whenFree(source, () => !inOneTransaction && isDisturbed(), signal))
+    const consistent =
+      !fuzzy && !isLate && !(await whenFree(source, () => !inOneTransaction && isDisturbed(), signal))
     options.onProgress?.('', rows)
-    return {spec, consistent, rows, maxHoldMs: pace.maxHoldMs}
+    return {spec, consistent, rows, comparedAll, maxHoldMs: pace.maxHoldMs}
   } catch (cause) {
     // A statement that no longer fits its table says so with SQLITE_ERROR or SQLITE_SCHEMA.
     const code = errcode(cause)
@@ -186,21 +229,37 @@ async function scanByRowid(
   memory: Remembered,
   options: CaptureOptions,
   pace: Pace,
+  suspects: Suspects | undefined,
+): Promise<number> {
+  const ranges = suspects?.ranges ?? [{after: undefined, upTo: undefined}]
+  const highest = memory.highestRowid()
+  let count = 0
+  if (suspects?.allRowids === true) await compareRowids(reader, memory, ranges, pace)
+  for (const range of ranges) count += await scanRange(reader, memory, options, pace, range, highest, count)
+  await settleAside(reader, memory, options, pace)
+  return count
+}
+
+async function scanRange(
+  reader: TableReader,
+  memory: Remembered,
+  options: CaptureOptions,
+  pace: Pace,
+  range: RowidRange,
+  highest: bigint | undefined,
+  before: number,
 ): Promise<number> {
   const {table} = reader
   const {delta} = options
-  const highest = memory.highestRowid()
-  let position: Position | undefined
+  let position: Position | undefined = range.after === undefined ? undefined : [range.after]
   let count = 0
   do {
     const after = position?.[0] as bigint | undefined
     const at = position
-    const page = await pace.read(() => reader.page(at, pace.budget))
+    const page = await pace.read(() => reader.page(at, pace.budget, range.upTo))
     position = page.next
-    const known =
-      highest === undefined || (after !== undefined && after >= highest)
-        ? []
-        : memory.range(after, position?.[0] as bigint | undefined)
+    const isKnown = highest !== undefined && (after === undefined || after < highest)
+    const known = isKnown ? memory.range(after, (position?.[0] as bigint | undefined) ?? range.upTo) : []
     let k = 0
     const asideBefore = (rowid: bigint | undefined) => {
       for (
@@ -214,7 +273,7 @@ async function scanByRowid(
       asideBefore(row.rowid)
       const entry = known[k]?.rowid === row.rowid ? known[k++] : undefined
       if (entry !== undefined && row.digest.equals(entry.digest)) continue
-      if (entry?.key === row.key) delta.upsert(table, row)
+      if (entry?.key === row.key) delta.upsert(table, row, false)
       else {
         if (entry !== undefined) memory.setAside(entry)
         // Beyond the last known rowid every entry that moved has been set aside already: the answer is known now.
@@ -225,10 +284,35 @@ async function scanByRowid(
     asideBefore(undefined)
     for (const refused of page.refused) refuse(table, refused, memory, delta)
     count += page.rows.length + page.refused.length
-    options.onProgress?.(table.name, count)
+    options.onProgress?.(table.name, before + count)
   } while (position !== undefined)
-  await settleAside(reader, memory, options, pace)
   return count
+}
+
+/** Sets aside every entry whose rowid is gone, and every row at a rowid that nobody knew, outside the given ranges. */
+async function compareRowids(
+  reader: TableReader,
+  memory: Remembered,
+  ranges: readonly RowidRange[],
+  pace: Pace,
+): Promise<void> {
+  for (const gap of gapsBetween(ranges)) {
+    let after = gap.after
+    for (let isMore = true; isMore;) {
+      const from = after
+      const page = await pace.read(() => reader.rowids(from, gap.upTo, pace.budget))
+      const present = new Set(page.rowids)
+      for (const entry of memory.range(from, page.next ?? gap.upTo)) {
+        if (!present.delete(entry.rowid)) memory.setAside(entry)
+      }
+      if (present.size > 0) {
+        const rows = await pace.read(() => reader.fetch([...present], {...pace.budget, ms: Infinity}))
+        for (const row of rows.rows) memory.setAsideRow(row)
+      }
+      isMore = page.next !== undefined
+      after = page.next
+    }
+  }
 }
 
 async function scanByKey(
@@ -255,7 +339,7 @@ async function scanByKey(
 function take(table: TableSpec, row: SourceRow, memory: Remembered, delta: Delta): void {
   const was = memory.claim(row.key)
   if (was !== undefined && row.digest.equals(was)) delta.place(table, row)
-  else delta.upsert(table, row)
+  else delta.upsert(table, row, was === undefined)
 }
 
 /** The target keeps what it has of a row that cannot be read; the row is asked for again next time. */
@@ -278,15 +362,19 @@ async function settleAside(
     if (aside.length === 0) return
     after = aside[aside.length - 1]?.rowid
     const wanted: bigint[] = []
+    const fresh = new Set<bigint>()
     for (const row of aside) {
       const was = memory.claim(row.key)
       if (was !== undefined && Buffer.compare(was, row.digest) === 0) delta.place(table, row)
-      else wanted.push(row.rowid)
+      else {
+        wanted.push(row.rowid)
+        if (was === undefined) fresh.add(row.rowid)
+      }
     }
     for (let rest = wanted; rest.length > 0;) {
       const asked = rest
       const page = await pace.read(() => reader.fetch(asked, pace.budget))
-      for (const row of page.rows) delta.upsert(table, row)
+      for (const row of page.rows) delta.upsert(table, row, fresh.has(row.rowid))
       for (const row of page.refused) refuse(table, row, memory, delta)
       rest = rest.slice(page.asked)
     }

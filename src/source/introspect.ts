@@ -20,6 +20,8 @@ export type IndexSpec = {
 /** An ordinary table of a live source: the shadow tables of virtual ones are ordinary too. */
 export type TableSpec = {
   readonly name: string
+  /** Where the table's b-tree begins in the file. */
+  readonly rootPage: number
   /** True when rows have no rowid, or none that can be read. */
   readonly withoutRowid: boolean
   /** A name under which the rowid can be read; absent when columns of the table hide all three. */
@@ -59,7 +61,7 @@ export function introspect(db: DatabaseSync): SourceSpec {
   const kept = rows.filter(row => !/^sqlite_stat/i.test(row.tbl_name))
   const tables = kept.filter(row => row.type === 'table' && Number(row.rootpage) !== 0)
   return {
-    tables: tables.map(row => introspectTable(db, row.name)),
+    tables: tables.map(row => introspectTable(db, row.name, Number(row.rootpage))),
     // Automatic indexes have no SQL: their table's DDL makes them again.
     objects: kept.flatMap(row =>
       row.sql === null ? [] : [{type: row.type, name: row.name, table: row.tbl_name, sql: row.sql}],
@@ -88,7 +90,7 @@ export function ident(name: string): string {
   return `"${name.replaceAll('"', '""')}"`
 }
 
-function introspectTable(db: DatabaseSync, name: string): TableSpec {
+function introspectTable(db: DatabaseSync, name: string, rootPage: number): TableSpec {
   const info = db
     .prepare('select name, type, pk, "notnull" as not_null, hidden from pragma_table_xinfo(?) order by cid')
     .all(name) as {
@@ -118,6 +120,7 @@ function introspectTable(db: DatabaseSync, name: string): TableSpec {
   const unique = primary.length > 0 ? undefined : usableKey(db, name, indexes, required)
   return {
     name,
+    rootPage,
     // Rows whose rowid nobody can ask for are found by their key as well.
     withoutRowid:
       withoutRowid || (rowidName === undefined && !isRowid && (primary.length > 0 || unique !== undefined)),

@@ -1,4 +1,13 @@
-import {closeSync, openSync, readFileSync, readSync, realpathSync, statSync, type BigIntStats} from 'node:fs'
+import {
+  closeSync,
+  fstatSync,
+  openSync,
+  readFileSync,
+  readSync,
+  realpathSync,
+  statSync,
+  type BigIntStats,
+} from 'node:fs'
 import {dirname, resolve} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {setTimeout as sleep} from 'node:timers/promises'
@@ -10,6 +19,12 @@ export type Source = Disposable & {
   readonly db: DatabaseSync
   /** How often a lock of the app made us wait, so far. */
   busyRetries: number
+  /** Reads raw bytes of the database file; the caller holds a read lock. @returns how many there were. */
+  read(buffer: Buffer, position: number, bytes: number): number
+  /** Reads raw bytes of the write-ahead log; 0 when there is none. */
+  readWal(buffer: Buffer, position: number): number
+  /** Size of the database file in bytes. */
+  size(): number
 }
 
 /** How long one attempt waits inside SQLite for a lock of the app before we count it and try again. */
@@ -32,23 +47,61 @@ export async function openSource(path: string, signal: AbortSignal): Promise<Sou
   } catch (cause) {
     throw explain(file, cause)
   }
-  const source: Source = {
-    file,
-    db,
-    busyRetries: 0,
-    [Symbol.dispose]: () => {
-      db.close()
-    },
-  }
+  const source = sourceOf(file, db)
   try {
     // A value or a row larger than this is refused by name; SQLite then never hands it to us.
     db.limits.length = LONGEST_VALUE_BYTES
     await whenFree(source, () => db.prepare('select count(*) from sqlite_schema').get(), signal)
     return source
   } catch (cause) {
-    db.close()
+    source[Symbol.dispose]()
     throw cause
   }
+}
+
+/**
+ * A POSIX lock belongs to the process: closing any descriptor of the database file would drop the locks of SQLite's own
+ * connection. So there is one descriptor, opened after the connection and closed after it.
+ */
+function sourceOf(file: string, db: DatabaseSync): Source {
+  let fd: number | undefined
+  let wal: {fd: number; ino: bigint} | undefined
+  const closeWal = () => {
+    if (wal !== undefined) closeSync(wal.fd)
+    wal = undefined
+  }
+  return {
+    file,
+    db,
+    busyRetries: 0,
+    read: (buffer, position, bytes) => readAll((fd ??= openSync(file, 'r')), buffer, bytes, position),
+    readWal: (buffer, position) => {
+      // Nobody locks the log itself; the app may remove it and make another.
+      const now = statSync(`${file}-wal`, {bigint: true, throwIfNoEntry: false})
+      if (now === undefined || now.ino !== wal?.ino) closeWal()
+      if (now === undefined) return 0
+      try {
+        wal ??= {fd: openSync(`${file}-wal`, 'r'), ino: now.ino}
+      } catch (error) {
+        if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return 0
+        throw error
+      }
+      return readAll(wal.fd, buffer, buffer.length, position)
+    },
+    size: () => fstatSync((fd ??= openSync(file, 'r'))).size,
+    [Symbol.dispose]: () => {
+      db.close()
+      closeWal()
+      if (fd !== undefined) closeSync(fd)
+    },
+  }
+}
+
+function readAll(fd: number, buffer: Buffer, bytes: number, position: number): number {
+  let length = 0
+  for (let n = 1; n > 0 && length < bytes; length += n)
+    n = readSync(fd, buffer, length, bytes - length, position + length)
+  return length
 }
 
 /** Values above this size are refused by name (SPEC: 256 MB); a jsonb string in `_sync_raw` could not hold them. */

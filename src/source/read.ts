@@ -49,9 +49,11 @@ export class TableReader {
   readonly #first: StatementSync
   readonly #after: StatementSync
   readonly #one: StatementSync
+  #untilStatement: StatementSync | undefined
+  #betweenStatement: StatementSync | undefined
   readonly #digest: RowDigester
   readonly #keyAt: readonly number[]
-  /** Leading result columns that say where the row stands. */
+  /** Leading result columns that say where the row stands: its rowid, or the bytes of each key column that is text. */
   readonly #lead: number
   readonly #isUtf8: boolean
 
@@ -63,7 +65,7 @@ export class TableReader {
       table.columns.map(column => column.name),
       table.keyedBy === 'rowid',
     )
-    this.#lead = table.withoutRowid ? 0 : 1
+    this.#lead = table.withoutRowid ? table.key.length : 1
     this.#isUtf8 = db.prepare('pragma encoding').get()?.['encoding'] === 'UTF-8'
     const columns = table.columns.map(column => ident(column.name))
     this.#first = this.#prepare(columns, false, '')
@@ -71,15 +73,22 @@ export class TableReader {
     this.#one = table.withoutRowid ? this.#first : this.#prepare(columns, false, `where ${this.#rowid()} = ?`)
   }
 
-  /** Reads on after `position` (from the start without one) until the budget is spent. */
-  page(position: Position | undefined, budget: PageBudget): Page {
+  /**
+   * Reads on after `position` (from the start without one) until the budget is spent.
+   *
+   * @param upTo the last rowid that is wanted; for tables with rowids only.
+   */
+  page(position: Position | undefined, budget: PageBudget, upTo?: bigint): Page {
     const fetched: Value[][] = []
     const refused: RefusedRow[] = []
     let bytes = 0
     let last = position
     let ended = true
     const since = performance.now()
-    const rows = position === undefined ? this.#first.iterate() : this.#after.iterate(...this.#bind(position))
+    const start = position === undefined ? [] : this.#bind(position)
+    const statement =
+      upTo === undefined ? (position === undefined ? this.#first : this.#after) : this.#upTo(position)
+    const rows = statement.iterate(...start, ...(upTo === undefined ? [] : [upTo]))
     try {
       for (const row of rows as unknown as Iterable<Value[]>) {
         bytes += this.#settle(row)
@@ -122,10 +131,11 @@ export class TableReader {
     for (const rowid of rowids) {
       asked++
       try {
-        const row = this.#one.get(rowid) as unknown as Value[] | undefined
-        if (row === undefined) continue
-        bytes += this.#settle(row)
-        fetched.push(row)
+        // Settled while the statement runs: the row must not change in between.
+        for (const row of this.#one.iterate(rowid) as unknown as Iterable<Value[]>) {
+          bytes += this.#settle(row)
+          fetched.push(row)
+        }
       } catch (cause) {
         if (errcode(cause) !== SQLITE_TOOBIG) throw cause
         refused.push(this.#oversized([rowid - 1n]).row)
@@ -155,12 +165,55 @@ export class TableReader {
     return {keys: gone, holdMs: performance.now() - since}
   }
 
+  /** Rowids alone, of rows after `after` and up to `upTo`, until the budget is spent. */
+  rowids(
+    after: bigint | undefined,
+    upTo: bigint | undefined,
+    budget: PageBudget,
+  ): {rowids: bigint[]; next: bigint | undefined; holdMs: number} {
+    const since = performance.now()
+    const bounds = [
+      after === undefined ? [] : `${this.#rowid()} > ?`,
+      upTo === undefined ? [] : `${this.#rowid()} <= ?`,
+    ].flat()
+    const statement = this.#db.prepare(
+      `select ${this.#rowid()} as rid from ${ident(this.table.name)} ${bounds.length === 0 ? '' : `where ${bounds.join(' and ')}`} order by rid limit ${budget.rows}`,
+    )
+    statement.setReadBigInts(true)
+    const rowids = statement
+      .all(...[after, upTo].filter(bound => bound !== undefined))
+      .map(row => row['rid'] as bigint)
+    return {
+      rowids,
+      next: rowids.length === budget.rows ? rowids.at(-1) : undefined,
+      holdMs: performance.now() - since,
+    }
+  }
+
+  #upTo(position: Position | undefined): StatementSync {
+    const columns = this.table.columns.map(column => ident(column.name))
+    if (position === undefined)
+      return (this.#untilStatement ??= this.#prepare(
+        columns,
+        false,
+        `where ${this.#rowid()} <= ? order by ${this.#rowid()}`,
+      ))
+    return (this.#betweenStatement ??= this.#prepare(
+      columns,
+      false,
+      `where ${this.#rowid()} > ? and ${this.#rowid()} <= ? order by ${this.#rowid()}`,
+    ))
+  }
+
   #prepare(columns: readonly string[], after: boolean, where: string): StatementSync {
     const {name, key, withoutRowid} = this.table
     const order = withoutRowid ? key.map(ident) : [this.#rowid()]
     const marks = order.map(() => 'iif(?, cast(? as text), ?)').join(', ')
     const filter = after ? `where (${order.join(', ')}) > (${withoutRowid ? marks : '?'})` : where
-    const lead = withoutRowid ? [] : [this.#rowid()]
+    // A text in the key must be known exactly, or the row cannot be asked for again.
+    const lead = withoutRowid
+      ? key.map(name => `iif(typeof(${ident(name)}) = 'text', cast(${ident(name)} as blob), null)`)
+      : [this.#rowid()]
     const tail = where === '' ? `order by ${order.join(', ')}` : ''
     const statement = this.#db.prepare(
       `select ${[...lead, ...columns].join(', ')} from ${ident(name)} ${filter} ${tail}`,
@@ -198,13 +251,15 @@ export class TableReader {
   }
 
   #positionOf(row: readonly Value[]): Position {
-    return this.table.withoutRowid ? this.#keyAt.map(at => row[at] as Value) : [row[0] as bigint]
+    return this.table.withoutRowid ? this.#keyAt.map(at => row[this.#lead + at] as Value) : [row[0] as bigint]
   }
 
   #row(row: Value[]): SourceRow {
-    const rowid = this.#lead === 1 ? (row.shift() as bigint) : 0n
-    const key = this.#key(row, rowid)
-    return {rowid, key, digest: this.#digest(row, key), values: row}
+    const {withoutRowid} = this.table
+    const rowid = withoutRowid ? 0n : (row.shift() as bigint)
+    const values = withoutRowid ? row.slice(this.#lead) : row
+    const key = this.#key(values, rowid)
+    return {rowid, key, digest: this.#digest(values, key), values}
   }
 
   #key(values: readonly Value[], rowid: bigint): string {
@@ -221,6 +276,7 @@ export class TableReader {
 
   /** Replaces text that JavaScript cannot hold by its bytes. Runs under the read lock of the row's statement. */
   #settle(row: Value[]): number {
+    if (this.table.withoutRowid) this.#settleKey(row)
     let bytes = 0
     for (let i = this.#lead; i < row.length; i++) {
       const value = row[i] as Value
@@ -233,6 +289,16 @@ export class TableReader {
     return bytes
   }
 
+  /** First, because the row's other columns are asked for by it. */
+  #settleKey(row: Value[]): void {
+    for (const [i, at] of this.#keyAt.entries()) {
+      const text = row[this.#lead + at] as Value
+      if (typeof text !== 'string' || !this.#isSuspect(text)) continue
+      const bytes = row[i] as Uint8Array
+      if (!this.#isPlain(bytes, text)) row[this.#lead + at] = new RawText(bytes)
+    }
+  }
+
   /** Whether the text may not be what the file holds. Two `includes` are a hundred times as fast as one expression. */
   #isSuspect(text: string): boolean {
     if (text.includes('\0') || text.includes('\ufffd')) return true
@@ -242,39 +308,18 @@ export class TableReader {
 
   #rawText(row: readonly Value[], at: number, text: string): Value {
     const name = (this.table.columns[at - this.#lead] as TableSpec['columns'][number]).name
-    const keyed = this.table.withoutRowid
-    const where = keyed
+    const where = this.table.withoutRowid
       ? this.table.key.map(part => `${ident(part)} is iif(?, cast(? as text), ?)`).join(' and ')
       : `${this.#rowid()} = ?`
-    // Key columns to the left of a hidden text have been settled already, those to the right may not have been.
-    const position = this.#positionOf(row)
     const statement = this.#db.prepare(
       `select cast(${ident(name)} as blob) as bytes from ${ident(this.table.name)} where ${where}`,
     )
-    const found = statement.get(...this.#bind(position))?.['bytes']
-    // A WITHOUT ROWID key that JavaScript cannot hold finds nothing by itself: look it up by its place instead.
-    const bytes = found instanceof Uint8Array ? found : this.#bytesByPlace(name, text)
-    if (!text.includes('\0') && this.#isPlain(bytes, text)) return text
-    return new RawText(bytes)
-  }
-
-  #bytesByPlace(name: string, text: string): Uint8Array {
-    const rows = this.#db
-      .prepare(
-        `select ${ident(name)} as value, cast(${ident(name)} as blob) as bytes from ${ident(this.table.name)}`,
-      )
-      .all()
-    const matches = rows.filter(row => row['value'] === text)
-    const [match] = matches
-    if (matches.length === 1 && match?.['bytes'] instanceof Uint8Array) return match['bytes']
-    throw new SourceUnreadableError(
-      this.table.name,
-      `column ${name} is part of the key and holds several texts that are not valid in the file's encoding`,
-      'Give these rows readable keys; the rest of the file was not touched.',
-    )
+    const bytes = statement.get(...this.#bind(this.#positionOf(row)))?.['bytes'] as Uint8Array
+    return this.#isPlain(bytes, text) ? text : new RawText(bytes)
   }
 
   #isPlain(bytes: Uint8Array, text: string): boolean {
+    if (text.includes('\0')) return false
     const encoding = Buffer.from(text, 'utf8')
     if (encoding.equals(bytes)) return true
     // In a UTF-16 file the bytes differ from UTF-8 although the text is whole.

@@ -1,7 +1,7 @@
 import {isDeepStrictEqual} from 'node:util'
 import {join} from 'node:path'
 import type {SourceSchema, TableLayout} from '../core/layout.ts'
-import {captureByDigest, type CaptureResult, type Delta} from '../source/capture.ts'
+import {capture, type CaptureResult, type Delta, type Finder} from '../source/capture.ts'
 import {sampleClasses, type SourceSpec, type TableSpec} from '../source/introspect.ts'
 import type {Source} from '../source/open.ts'
 import {RowEncoder} from '../target/encode.ts'
@@ -33,6 +33,8 @@ export type Cut = Disposable & {
   /** Rows of vanished tables, which become tombstones with them. */
   readonly vanishedRows: number
   readonly upserted: number
+  /** How many of them nothing was known of. */
+  readonly inserted: number
   readonly tombstoned: number
   /** True when the sidecar has something to remember although nothing is to be applied. */
   readonly hasMoves: boolean
@@ -47,7 +49,8 @@ export type CutOptions = {
   readonly small: SmallLimit
   readonly stateDir: string
   readonly deploymentId: string
-  /** See {@link captureByDigest}. */
+  readonly finder?: Finder | undefined
+  /** See {@link capture}. */
   readonly knownAt?: bigint | undefined
   readonly onProgress?: (table: string, rows: number) => void
 }
@@ -62,17 +65,18 @@ export async function captureCut(
   let gathering: Gathering | undefined
   sidecar.begin()
   try {
-    const capture = await captureByDigest(
+    const result = await capture(
       source,
       {
         lockBudgetMs: options.lockBudgetMs,
         knownAt: options.knownAt,
+        finder: options.finder,
         begin: spec => {
           gathering = new Gathering(source, sidecar, options, spec)
-          return gathering.remembered
+          return gathering
         },
         delta: {
-          upsert: (table, row) => gathering?.delta.upsert(table, row),
+          upsert: (table, row, isNew) => gathering?.delta.upsert(table, row, isNew),
           tombstone: (table, key) => gathering?.delta.tombstone(table, key),
           place: (table, entry) => gathering?.delta.place(table, entry),
           refuse: (table, row) => gathering?.delta.refuse(table, row),
@@ -88,7 +92,7 @@ export async function captureCut(
       },
       signal,
     )
-    return (gathering as Gathering).finish(capture)
+    return (gathering as Gathering).finish(result)
   } catch (error) {
     gathering?.[Symbol.dispose]()
     sidecar.abandon()
@@ -133,12 +137,14 @@ class Gathering implements Disposable {
   readonly counts = new Map<string, number>()
   readonly delta: Delta
   readonly remembered: (table: TableSpec) => ReturnType<Sidecar['remembered']>
+  readonly isSameSchema: boolean
   readonly #plan: Plan
   readonly #options: CutOptions
   readonly #spools = new Map<string, Spool>()
   readonly #encoders = new Map<string, RowEncoder>()
   readonly #refused: QuarantinedRow[] = []
   #upserted = 0
+  #inserted = 0
   #tombstoned = 0
   #moved = 0
   readonly #vanishedRows: number
@@ -146,8 +152,8 @@ class Gathering implements Disposable {
   constructor(source: Source, sidecar: Sidecar, options: CutOptions, spec: SourceSpec) {
     this.#options = options
     const previous = options.previous?.tables ?? []
-    const isSameSchema = sidecar.noted('cookie') === cookieOf(source, spec)
-    const renames = isSameSchema
+    this.isSameSchema = sidecar.noted('cookie') === cookieOf(source, spec)
+    const renames = this.isSameSchema
       ? new Map<string, string>()
       : findRenames(source.db, spec.tables, previous, (table, limit) => sidecar.sample(table, limit))
     this.#plan = plan(spec.tables, previous, renames, options.existing, classesOf(source, spec))
@@ -172,8 +178,9 @@ class Gathering implements Disposable {
       return memory
     }
     this.delta = {
-      upsert: (table, row) => {
+      upsert: (table, row, isNew) => {
         this.#upserted++
+        if (isNew) this.#inserted++
         let encoder = this.#encoders.get(table.name)
         if (encoder === undefined) {
           encoder = new RowEncoder(layouts.get(table.name) as TableLayout)
@@ -217,6 +224,7 @@ class Gathering implements Disposable {
       refused: this.#refused,
       vanishedRows: this.#vanishedRows,
       upserted: this.#upserted,
+      inserted: this.#inserted,
       tombstoned: this.#tombstoned + this.#vanishedRows,
       hasMoves: this.#moved > 0,
       counts: this.counts,

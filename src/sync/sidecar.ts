@@ -1,7 +1,9 @@
 import {mkdirSync, rmSync} from 'node:fs'
 import {join} from 'node:path'
 import {DatabaseSync, type StatementSync} from 'node:sqlite'
+import {deserialize, serialize} from 'node:v8'
 import type {Entry, Remembered} from '../source/capture.ts'
+import {PageState, PART_PAGES} from '../source/page-state.ts'
 
 // What the last cut knew of every source row: rowid, key, digest. A cache of the target's `_sync_hash` in a SQLite
 // file of our own: lost, stale or foreign, it is built anew. docs/concepts.md, "The sidecar".
@@ -286,6 +288,48 @@ export class Sidecar implements Disposable {
     return this.#meta(name)
   }
 
+  /** Keeps what the pages of the source looked like when the rows were read that are settled now. */
+  savePages(state: PageState | undefined): void {
+    this.#db.exec('begin immediate')
+    if (state === undefined) {
+      this.#run('delete from pages')
+      this.#run("delete from meta where name = 'pages'")
+    } else {
+      for (const part of state.changedParts)
+        this.#run('insert or replace into pages values (?, ?)', part, state.part(part))
+      this.#run('delete from pages where part > ?', Math.floor(state.pageCount / PART_PAGES))
+      if (state.interiorsChanged)
+        this.#run('insert or replace into pages values (-1, ?)', serialize(state.interiors))
+      const {pageSize, pageCount, wal} = state
+      this.#setMeta('pages', JSON.stringify({pageSize, pageCount, wal}))
+      state.changedParts.clear()
+      state.interiorsChanged = false
+    }
+    this.#db.exec('commit')
+  }
+
+  /** @returns what {@link savePages} kept, or `undefined` when there is nothing or it is damaged. */
+  loadPages(): PageState | undefined {
+    const kept = this.#meta('pages')
+    if (kept === undefined) return undefined
+    try {
+      const {pageSize, pageCount, wal} = JSON.parse(kept) as Pick<PageState, 'pageSize' | 'pageCount' | 'wal'>
+      const state = new PageState(pageSize)
+      state.resize(pageCount)
+      state.wal = wal
+      for (const row of this.#all('select part, bytes from pages order by part')) {
+        const bytes = row['bytes'] as Uint8Array
+        if (row['part'] === -1n) state.interiors = deserialize(bytes) as PageState['interiors']
+        else state.loadPart(Number(row['part']), bytes)
+      }
+      state.changedParts.clear()
+      state.interiorsChanged = false
+      return state
+    } catch {
+      return undefined // Without it all rows are compared once.
+    }
+  }
+
   /** What is remembered of one table, for a capture to compare with. */
   remembered(table: string, withoutRowid: boolean): Remembered & {tombstoned(key: string): void} {
     const id = this.#id(table)
@@ -308,6 +352,7 @@ export class Sidecar implements Disposable {
           ...bounds,
         ).map(toEntry)
       },
+      hasAdrift: () => !withoutRowid && hasAdrift,
       highestRowid: () =>
         (this.#get(`select max(rid) as rid from s${id}`)?.['rid'] as bigint | undefined) ?? undefined,
       setAside: entry => {
@@ -473,6 +518,7 @@ function openFile(file: string): DatabaseSync {
       create table if not exists adrift (t integer, key text, digest blob not null, primary key (t, key)) without rowid;
       create table if not exists intent (t integer, rid integer, key text, digest blob, primary key (t, rid)) without rowid;
       create table if not exists intent_adrift (t integer, key text, digest blob, primary key (t, key)) without rowid;
+      create table if not exists pages (part integer primary key, bytes blob not null);
       create table if not exists intent_dropped (name text primary key) without rowid;
       create temp table aside (t integer, key text, rid integer, digest blob, claimed integer, primary key (t, key)) without rowid;
       create temp table rows_aside (t integer, rid integer, key text, digest blob, primary key (t, rid)) without rowid;

@@ -5,6 +5,8 @@ import {json, type Pool, type Tx} from '../postgres/sql.ts'
 import {DataError} from '../postgres/sqlstate.ts'
 import {fingerprint, identity, openSource, SourceEmptyError, type Source} from '../source/open.ts'
 import {readSchemaVersion} from '../source/introspect.ts'
+import {PageFinder} from '../source/page-finder.ts'
+import type {PageState} from '../source/page-state.ts'
 import {
   findSourceSchema,
   quarantine,
@@ -42,6 +44,10 @@ export type SyncRun = {
   readonly dryRun: boolean
   /** A person has confirmed what the guard holds back. */
   readonly accept: boolean
+  /** How changes are found: by pages of the file when it is large, unless this says otherwise. */
+  readonly capture?: 'auto' | 'pages' | 'digests'
+  /** Keeps the pages of the source in memory between the runs of one process. */
+  readonly pages?: {state: PageState | undefined}
   readonly onProgress?: (table: string, rows: number) => void
 }
 
@@ -116,6 +122,8 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
   const isKnown =
     basis !== undefined && cookie === cookieOf(open, {schemaVersion: readSchemaVersion(open.db)})
   const existing = isKnown ? existingOf(basis) : await readExisting(pool, deployment.schemaName)
+  const finder =
+    loaded === undefined && usesPages(run, open) ? new PageFinder(open, pagesOf(run, sidecar)) : undefined
   using cut = await captureCut(
     open,
     sidecar,
@@ -127,11 +135,12 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
       stateDir,
       deploymentId: deployment.deploymentId,
       knownAt: loaded?.undisturbedAt,
+      finder,
       ...(run.onProgress ? {onProgress: run.onProgress} : {}),
     },
     signal,
   )
-  report.add(cut, loaded, open)
+  report.add(cut, loaded, open, sidecar)
 
   const doubt = run.accept || !isLoaded ? undefined : await doubtOf(run, sidecar, cut, open)
   if (run.dryRun) {
@@ -147,6 +156,7 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
     sidecar.note('fingerprint', cut.capture.consistent && report.quarantined === 0 ? seenAs : undefined)
     sidecar.note('identity', identity(open.file))
     sidecar.note('totals', report.totals)
+    keepPages(run, sidecar, finder)
     sidecar.note('cookie', cookieOf(open, cut.capture.spec))
   }
   const hasNews = cut.upserted > 0 || cut.tombstoned > 0 || cut.isSchemaChanged || loaded !== undefined
@@ -168,6 +178,31 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
   sidecar.settle(cutId)
   note()
   return report.done(loaded !== undefined || run.full ? 'full' : 'incremental', generation)
+}
+
+/** Below this size comparing every row takes a few hundredths of a second. */
+const PAGED_BYTES = 8 * 1024 * 1024
+
+function usesPages(run: SyncRun, source: Source): boolean {
+  // Rows that wait for another try have changed nothing since: they are met by comparing all rows.
+  if (run.full || run.dryRun || run.deployment.quarantinedRows > 0) return false
+  return run.capture === undefined || run.capture === 'auto'
+    ? source.size() >= PAGED_BYTES
+    : run.capture === 'pages'
+}
+
+/** The pages as the last cut knew them. Taken away while a capture works with them: a run that fails leaves none. */
+function pagesOf(run: SyncRun, sidecar: Sidecar): PageState | undefined {
+  const kept = run.pages?.state ?? sidecar.loadPages()
+  if (run.pages !== undefined) run.pages.state = undefined
+  return kept
+}
+
+function keepPages(run: SyncRun, sidecar: Sidecar, finder: PageFinder | undefined): void {
+  // Without a scan of its own a run can have seen rows that are newer than the pages it knows: they are only older.
+  if (finder === undefined) return
+  sidecar.savePages(finder.state)
+  if (run.pages !== undefined) run.pages.state = finder.state
 }
 
 async function load(
@@ -220,7 +255,7 @@ async function dryFirstLoad(
     signal,
   )
   scratch.abandon()
-  report.add(cut, undefined, source)
+  report.add(cut, undefined, source, scratch)
   return report.done('full', run.deployment.generation)
 }
 
@@ -251,7 +286,7 @@ async function doubtOf(
   return suspicion(
     {
       tables: [...tables, ...vanished],
-      after: cut.capture.rows,
+      after: rowsAfter(cut, sidecar),
       revision: cut.isSchemaChanged ? direction(history, cut.schema.alembicRevision) : 'same',
       isOtherFile: known !== undefined && known !== identity(source.file),
     },
@@ -415,6 +450,13 @@ function existingOf(schema: SourceSchema): Existing {
   )
 }
 
+/** Live rows of the source as of a cut that has not compared all of them. */
+function rowsAfter(cut: Cut, sidecar: Sidecar): number {
+  if (cut.capture.comparedAll) return cut.capture.rows
+  const before = Number(sidecar.noted('totals')?.split(' ')[1] ?? 0)
+  return Math.max(0, before + cut.inserted - cut.tombstoned)
+}
+
 /** Gathers what the result says. */
 class Report {
   readonly #deployment: Deployment
@@ -442,7 +484,7 @@ class Report {
     return this.#refused.length
   }
 
-  add(cut: Cut, loaded: Loaded | undefined, source: Source): void {
+  add(cut: Cut, loaded: Loaded | undefined, source: Source, sidecar: Sidecar): void {
     const known = new Set(cut.refused.map(row => JSON.stringify([row.table, row.key])))
     this.#refused.push(
       ...cut.refused,
@@ -452,7 +494,7 @@ class Report {
     this.#tables = cut.plan.tables.length
     this.#upserted = cut.upserted + (loaded?.rows ?? 0)
     this.#tombstoned = cut.tombstoned
-    this.#seen = cut.capture.rows
+    this.#seen = rowsAfter(cut, sidecar)
     this.#bytes = [...cut.spools.values()].reduce((bytes, spool) => bytes + spool.bytes, loaded?.bytes ?? 0)
     this.#maxHoldMs = Math.max(cut.capture.maxHoldMs, loaded?.maxHoldMs ?? 0)
     this.#busyRetries = source.busyRetries

@@ -1,0 +1,107 @@
+import {INTERIOR_TABLE, type Child} from './page-format.ts'
+import type {WalPlace} from './wal.ts'
+
+/** The mark that says: the page before this one in its chain is the leaf that the row stands on. */
+export const IS_LEAF = 0x8000_0000
+
+/** Files of more pages than this (8 TB of 4 KB pages) are captured by digests alone. */
+export const MOST_PAGES = 0x7fff_ffff
+
+/** An interior page as it was scanned last, with the rowids it is responsible for. */
+export type Interior = {
+  readonly after: bigint | undefined
+  readonly upTo: bigint | undefined
+  readonly children: readonly Child[]
+}
+
+/**
+ * What the last scan knew of every page: its hash, its kind and, for overflow pages, the page before it in its chain.
+ * Never newer than the rows that were read after it: docs/concepts.md, "Capture by pages".
+ */
+export class PageState {
+  readonly pageSize: number
+  pageCount = 0
+  hashes: BigUint64Array
+  kinds: Uint8Array
+  /** Number of the page before, with {@link IS_LEAF} when that one is a leaf; 0 for pages in no chain. */
+  up: Uint32Array
+  /** How far the WAL was read; `undefined` in rollback mode, and when it has to be read whole. */
+  wal: WalPlace | undefined
+  /** Newest frame of each page in the WAL. Kept in memory only. */
+  walPages = new Map<number, number>()
+  /** Tables' interior pages: without them deletes are found by all rowids of a touched table. */
+  interiors = new Map<number, Interior>()
+  /** Whether the interior pages have changed since the state was saved. */
+  interiorsChanged = true
+  /** Pages whose hash, kind or chain has changed since the state was saved, by part. */
+  readonly changedParts = new Set<number>()
+
+  constructor(pageSize: number) {
+    this.pageSize = pageSize
+    this.hashes = new BigUint64Array(0)
+    this.kinds = new Uint8Array(0)
+    this.up = new Uint32Array(0)
+  }
+
+  /** Makes room for, or cuts down to, so many pages; new ones are unknown. */
+  resize(pageCount: number): void {
+    if (pageCount + 1 > this.hashes.length) {
+      const length = Math.max(pageCount + 1, Math.ceil(this.hashes.length * 1.25))
+      this.hashes = grown(this.hashes, new BigUint64Array(length))
+      this.kinds = grown(this.kinds, new Uint8Array(length))
+      this.up = grown(this.up, new Uint32Array(length))
+    }
+    for (let page = pageCount + 1; page <= this.pageCount; page++) {
+      this.hashes[page] = 0n
+      this.kinds[page] = 0
+      this.up[page] = 0
+      this.touch(page)
+    }
+    this.pageCount = pageCount
+  }
+
+  touch(page: number): void {
+    this.changedParts.add(Math.floor(page / PART_PAGES))
+  }
+
+  setUp(page: number, before: number): void {
+    if (this.up[page] === before) return
+    this.up[page] = before
+    this.touch(page)
+  }
+
+  /** One part as bytes, to be kept: hashes, then chains, then kinds. */
+  part(index: number): Uint8Array {
+    const [from, to] = [index * PART_PAGES, Math.min((index + 1) * PART_PAGES, this.pageCount + 1)]
+    const count = Math.max(0, to - from)
+    const bytes = new Uint8Array(count * 13)
+    bytes.set(new Uint8Array(this.hashes.buffer, from * 8, count * 8))
+    bytes.set(new Uint8Array(this.up.buffer, from * 4, count * 4), count * 8)
+    bytes.set(this.kinds.subarray(from, from + count), count * 12)
+    return bytes
+  }
+
+  /** Takes back what {@link part} gave. */
+  loadPart(index: number, bytes: Uint8Array): void {
+    const count = bytes.byteLength / 13
+    const from = index * PART_PAGES
+    if (!Number.isInteger(count) || from + count > this.hashes.length)
+      throw new Error(`page state of ${bytes.byteLength} bytes does not fit`)
+    new Uint8Array(this.hashes.buffer, from * 8, count * 8).set(bytes.subarray(0, count * 8))
+    new Uint8Array(this.up.buffer, from * 4, count * 4).set(bytes.subarray(count * 8, count * 12))
+    this.kinds.set(bytes.subarray(count * 12), from)
+  }
+
+  /** Whether anything is known of how rows lie on pages. */
+  get knowsInteriors(): boolean {
+    return this.interiors.size > 0 || !this.kinds.includes(INTERIOR_TABLE)
+  }
+}
+
+/** Pages kept together: 8,192 of them are about 100 KB. */
+export const PART_PAGES = 8_192
+
+function grown<T extends BigUint64Array | Uint8Array | Uint32Array>(from: T, to: T): T {
+  ;(to as Uint8Array).set(from as Uint8Array)
+  return to
+}
