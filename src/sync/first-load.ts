@@ -252,6 +252,7 @@ class Load {
       2 * PIECE_BYTES,
     )
     const skip = this.#skip.get(layout.source)
+    const append = sidecar.appender(layout.source, layout.withoutRowid)
     let line = 0
     let sent = 0
     do {
@@ -270,7 +271,7 @@ class Load {
           continue
         }
         writer.write(encoder.encode(row))
-        sidecar.append(layout.source, row, layout.withoutRowid)
+        append(row)
         if (writer.bytes >= PIECE_BYTES) {
           if (sent === 0) yield COPY_HEADER
           sent += writer.bytes

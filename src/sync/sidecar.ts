@@ -180,10 +180,15 @@ export class Sidecar implements Disposable {
     this.#db.exec('begin immediate')
   }
 
-  append(table: string, entry: Entry, withoutRowid: boolean): void {
+  /** @returns what takes the rows of one table in a chunk. */
+  appender(table: string, withoutRowid: boolean): (entry: Entry) => void {
     const id = this.#id(table)
-    if (withoutRowid) this.#run('insert or replace into adrift values (?, ?, ?)', id, entry.key, entry.digest)
-    else this.#run(`insert or replace into s${id} values (?, ?, ?)`, entry.rowid, entry.key, entry.digest)
+    if (withoutRowid) {
+      const insert = this.#statement('insert or replace into adrift values (?, ?, ?)')
+      return entry => insert.run(id, entry.key, entry.digest)
+    }
+    const insert = this.#statement(`insert or replace into s${id} values (?, ?, ?)`)
+    return entry => insert.run(entry.rowid, entry.key, entry.digest)
   }
 
   /** Ends a chunk after Postgres committed it as `cutId`. */
