@@ -206,7 +206,7 @@ export class Pace {
   get budget(): PageBudget {
     // Half the budget: the row on which the clock runs out is still to be finished.
     const ms = this.#lockBudgetMs === undefined ? 40 : this.#lockBudgetMs / 2
-    return {ms, bytes: 8 * 1024 * 1024, rows: 10_000}
+    return {ms, bytes: 1024 * 1024, rows: 1_000}
   }
 
   /** Runs one read that reports how long it held its lock, leaving the app room before it. */
