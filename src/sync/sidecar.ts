@@ -517,7 +517,7 @@ function openFile(file: string): DatabaseSync {
     db.exec(`
       pragma journal_mode = wal;
       pragma synchronous = normal;
-      pragma cache_size = -16000;
+      pragma cache_size = -8000;
       create table if not exists meta (name text primary key, value text not null) without rowid;
       create table if not exists tables (id integer primary key autoincrement, name text not null unique);
       create table if not exists adrift (t integer, key text, digest blob not null, primary key (t, key)) without rowid;
