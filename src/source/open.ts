@@ -16,6 +16,8 @@ import {SourceBusyError, SourceUnreadableError} from './errors.ts'
 /** A source held open read-only. Nothing in this product opens one in any other way while syncing one-way. */
 export type Source = Disposable & {
   readonly file: string
+  /** Which file this is; see {@link identity}. */
+  readonly identity: string
   readonly db: DatabaseSync
   /** How often a lock of the app made us wait, so far. */
   busyRetries: number
@@ -25,6 +27,8 @@ export type Source = Disposable & {
   readWal(buffer: Buffer, position: number): number
   /** Size of the database file in bytes. */
   size(): number
+  /** Whether another file has the name now: what is known of names (fingerprint, WAL) is not of this one. */
+  isReplaced(): boolean
 }
 
 /** How long one attempt waits inside SQLite for a lock of the app before we count it and try again. */
@@ -41,17 +45,19 @@ const PATIENCE_MS = 5_000
  */
 export async function openSource(path: string, signal: AbortSignal): Promise<Source> {
   const file = refuseUnfit(resolve(path))
+  const seen = identity(file)
   let db: DatabaseSync
   try {
     db = new DatabaseSync(file, {readOnly: true, timeout: ATTEMPT_MS, enableDoubleQuotedStringLiterals: true})
   } catch (cause) {
     throw explain(file, cause)
   }
-  const source = sourceOf(file, db)
+  const source = sourceOf(file, seen, db)
   try {
     // A value or a row larger than this is refused by name; SQLite then never hands it to us.
     db.limits.length = LONGEST_VALUE_BYTES
     await whenFree(source, () => db.prepare('select count(*) from sqlite_schema').get(), signal)
+    if (source.isReplaced()) throw replaced(file)
     return source
   } catch (cause) {
     source[Symbol.dispose]()
@@ -63,8 +69,18 @@ export async function openSource(path: string, signal: AbortSignal): Promise<Sou
  * A POSIX lock belongs to the process: closing any descriptor of the database file would drop the locks of SQLite's own
  * connection. So there is one descriptor, opened after the connection and closed after it.
  */
-function sourceOf(file: string, db: DatabaseSync): Source {
-  let fd: number | undefined
+function sourceOf(file: string, seen: string, db: DatabaseSync): Source {
+  let opened: number | undefined
+  const open = () => {
+    if (opened !== undefined) return opened
+    const fd = openSync(file, 'r')
+    // Pages of another file would be taken for those of this one.
+    if (identityOf(fstatSync(fd, {bigint: true})) !== seen) {
+      closeSync(fd)
+      throw replaced(file)
+    }
+    return (opened = fd)
+  }
   let wal: {fd: number; ino: bigint} | undefined
   const closeWal = () => {
     if (wal !== undefined) closeSync(wal.fd)
@@ -72,9 +88,10 @@ function sourceOf(file: string, db: DatabaseSync): Source {
   }
   return {
     file,
+    identity: seen,
     db,
     busyRetries: 0,
-    read: (buffer, position, bytes) => readAll((fd ??= openSync(file, 'r')), buffer, bytes, position),
+    read: (buffer, position, bytes) => readAll(open(), buffer, bytes, position),
     readWal: (buffer, position) => {
       // Nobody locks the log itself; the app may remove it and make another.
       const now = statSync(`${file}-wal`, {bigint: true, throwIfNoEntry: false})
@@ -88,13 +105,25 @@ function sourceOf(file: string, db: DatabaseSync): Source {
       }
       return readAll(wal.fd, buffer, buffer.length, position)
     },
-    size: () => fstatSync((fd ??= openSync(file, 'r'))).size,
+    size: () => fstatSync(open()).size,
+    isReplaced: () => {
+      const now = statSync(file, {bigint: true, throwIfNoEntry: false})
+      return now === undefined || identityOf(now) !== seen
+    },
     [Symbol.dispose]: () => {
       db.close()
       closeWal()
-      if (fd !== undefined) closeSync(fd)
+      if (opened !== undefined) closeSync(opened)
     },
   }
+}
+
+function replaced(file: string): SourceBusyError {
+  return new SourceBusyError(
+    file,
+    'another file took its name while it was being read',
+    'Run the sync again; it reads the file that is there then.',
+  )
 }
 
 function readAll(fd: number, buffer: Buffer, bytes: number, position: number): number {
@@ -359,6 +388,9 @@ export function fingerprint(file: string): Fingerprint | undefined {
 
 /** @returns what makes this file this file: another one under the same name has another identity. */
 export function identity(file: string): string {
-  const stat = statSync(file, {bigint: true})
-  return `${stat.dev}:${stat.ino}`
+  return identityOf(statSync(file, {bigint: true}))
+}
+
+function identityOf({dev, ino}: BigIntStats): string {
+  return `${dev}:${ino}`
 }

@@ -20,6 +20,8 @@ export type Interior = {
  */
 export class PageState {
   readonly pageSize: number
+  /** Which save of the state this is; `undefined` before the first. */
+  token: string | undefined
   pageCount = 0
   hashes: BigUint64Array
   kinds: Uint8Array

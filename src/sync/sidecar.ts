@@ -1,3 +1,4 @@
+import {randomUUID} from 'node:crypto'
 import {mkdirSync, rmSync} from 'node:fs'
 import {join} from 'node:path'
 import {DatabaseSync, type StatementSync} from 'node:sqlite'
@@ -140,6 +141,9 @@ export class Sidecar implements Disposable {
         'insert or replace into adrift select t, key, digest from intent_adrift where digest is not null',
       )
       for (const {name} of this.#all('select name from intent_dropped')) this.#drop(name as string)
+      // The rows go on, the pages stay behind until they are saved: a page may become again what it was, while its
+      // rows do not.
+      this.#forgetPages()
       this.#setMeta('cut', cutId)
       this.#clearIntent()
       this.#db.exec('commit')
@@ -155,6 +159,7 @@ export class Sidecar implements Disposable {
     this.#db.exec('begin immediate')
     for (const name of this.tables()) this.#drop(name)
     this.#clearIntent()
+    this.#forgetPages()
     this.#run(
       "delete from meta where name in ('cut', 'intent', 'fingerprint', 'identity', 'cookie', 'totals')",
     )
@@ -298,7 +303,7 @@ export class Sidecar implements Disposable {
     this.#db.exec('begin immediate')
     if (state === undefined) {
       this.#run('delete from pages')
-      this.#run("delete from meta where name = 'pages'")
+      this.#forgetPages()
     } else {
       for (const part of state.changedParts)
         this.#run('insert or replace into pages values (?, ?)', part, state.part(part))
@@ -306,20 +311,30 @@ export class Sidecar implements Disposable {
       if (state.interiorsChanged)
         this.#run('insert or replace into pages values (-1, ?)', serialize(state.interiors))
       const {pageSize, pageCount, wal} = state
-      this.#setMeta('pages', JSON.stringify({pageSize, pageCount, wal}))
+      const token = randomUUID()
+      this.#setMeta('pages', JSON.stringify({token, pageSize, pageCount, wal}))
+      state.token = token
       state.changedParts.clear()
       state.interiorsChanged = false
     }
     this.#db.exec('commit')
   }
 
-  /** @returns what {@link savePages} kept, or `undefined` when there is nothing or it is damaged. */
-  loadPages(): PageState | undefined {
+  /**
+   * @param inMemory what this process kept of them, which is taken when nobody has saved since.
+   * @returns what {@link savePages} kept, or `undefined` when there is nothing or it is damaged.
+   */
+  loadPages(inMemory: PageState | undefined): PageState | undefined {
     const kept = this.#meta('pages')
     if (kept === undefined) return undefined
     try {
-      const {pageSize, pageCount, wal} = JSON.parse(kept) as Pick<PageState, 'pageSize' | 'pageCount' | 'wal'>
+      const {token, pageSize, pageCount, wal} = JSON.parse(kept) as Pick<
+        PageState,
+        'token' | 'pageSize' | 'pageCount' | 'wal'
+      >
+      if (inMemory !== undefined && inMemory.token === token) return inMemory
       const state = new PageState(pageSize)
+      state.token = token
       state.resize(pageCount)
       state.wal = wal
       for (const row of this.#all('select part, bytes from pages order by part')) {
@@ -472,6 +487,10 @@ export class Sidecar implements Disposable {
     this.#db
       .exec(`delete from intent; delete from intent_adrift; delete from intent_dropped; delete from meta where name = 'intent';
       delete from temp.aside; delete from temp.rows_aside; delete from temp.claimed`)
+  }
+
+  #forgetPages(): void {
+    this.#run("delete from meta where name = 'pages'")
   }
 
   #meta(name: string): string | undefined {

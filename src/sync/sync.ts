@@ -3,7 +3,7 @@ import type {SourceSchema} from '../core/layout.ts'
 import type {Lease} from '../cluster/lease.ts'
 import {json, type Pool, type Tx} from '../postgres/sql.ts'
 import {DataError} from '../postgres/sqlstate.ts'
-import {fingerprint, identity, openSource, SourceEmptyError, type Source} from '../source/open.ts'
+import {fingerprint, openSource, SourceEmptyError, type Source} from '../source/open.ts'
 import {readSchemaVersion} from '../source/introspect.ts'
 import {PageFinder} from '../source/page-finder.ts'
 import type {PageState} from '../source/page-state.ts'
@@ -123,7 +123,9 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
     basis !== undefined && cookie === cookieOf(open, {schemaVersion: readSchemaVersion(open.db)})
   const existing = isKnown ? existingOf(basis) : await readExisting(pool, deployment.schemaName)
   const finder =
-    loaded === undefined && usesPages(run, open) ? new PageFinder(open, pagesOf(run, sidecar)) : undefined
+    loaded === undefined && usesPages(run, open)
+      ? new PageFinder(open, pagesOf(run, sidecar, open))
+      : undefined
   using cut = await captureCut(
     open,
     sidecar,
@@ -153,10 +155,11 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
   }
   const note = () => {
     // A row that waits for another try must not be hidden behind an unchanged file.
-    sidecar.note('fingerprint', cut.capture.consistent && report.quarantined === 0 ? seenAs : undefined)
-    sidecar.note('identity', identity(open.file))
+    const isFresh = !cut.capture.consistent || report.quarantined > 0 || open.isReplaced()
+    sidecar.note('fingerprint', isFresh ? undefined : seenAs)
+    sidecar.note('identity', open.identity)
     sidecar.note('totals', report.totals)
-    keepPages(run, sidecar, finder)
+    keepPages(run, sidecar, open, finder)
     sidecar.note('cookie', cookieOf(open, cut.capture.spec))
   }
   const hasNews = cut.upserted > 0 || cut.tombstoned > 0 || cut.isSchemaChanged || loaded !== undefined
@@ -180,29 +183,33 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
   return report.done(loaded !== undefined || run.full ? 'full' : 'incremental', generation)
 }
 
-/** Below this size comparing every row takes a few hundredths of a second. */
-const PAGED_BYTES = 8 * 1024 * 1024
+/**
+ * Below this size comparing every row takes a few hundredths of a second. Nobody sets it but tests, whose files are
+ * small.
+ */
+export const paged = {bytes: 8 * 1024 * 1024}
 
 function usesPages(run: SyncRun, source: Source): boolean {
   // Rows that wait for another try have changed nothing since: they are met by comparing all rows.
   if (run.full || run.dryRun || run.deployment.quarantinedRows > 0) return false
   return run.capture === undefined || run.capture === 'auto'
-    ? source.size() >= PAGED_BYTES
+    ? source.size() >= paged.bytes
     : run.capture === 'pages'
 }
 
 /** The pages as the last cut knew them. Taken away while a capture works with them: a run that fails leaves none. */
-function pagesOf(run: SyncRun, sidecar: Sidecar): PageState | undefined {
-  const kept = run.pages?.state ?? sidecar.loadPages()
+function pagesOf(run: SyncRun, sidecar: Sidecar, source: Source): PageState | undefined {
+  const inMemory = run.pages?.state
   if (run.pages !== undefined) run.pages.state = undefined
-  return kept
+  return sidecar.noted('identity') === source.identity ? sidecar.loadPages(inMemory) : undefined
 }
 
-function keepPages(run: SyncRun, sidecar: Sidecar, finder: PageFinder | undefined): void {
-  // Without a scan of its own a run can have seen rows that are newer than the pages it knows: they are only older.
+function keepPages(run: SyncRun, sidecar: Sidecar, source: Source, finder: PageFinder | undefined): void {
   if (finder === undefined) return
-  sidecar.savePages(finder.state)
-  if (run.pages !== undefined) run.pages.state = finder.state
+  // The log of a file that took this one's name may have been read for its own.
+  const state = source.isReplaced() ? undefined : finder.state
+  sidecar.savePages(state)
+  if (run.pages !== undefined) run.pages.state = state
 }
 
 async function load(
@@ -288,7 +295,7 @@ async function doubtOf(
       tables: [...tables, ...vanished],
       after: rowsAfter(cut, sidecar),
       revision: cut.isSchemaChanged ? direction(history, cut.schema.alembicRevision) : 'same',
-      isOtherFile: known !== undefined && known !== identity(source.file),
+      isOtherFile: known !== source.identity,
     },
     run.limits.deleteGuard,
   )

@@ -15,7 +15,14 @@ export type Tally = {
   readonly converged: number
 }
 
-type Client = {readonly name: string; readonly file: string; before: Mirror | undefined; isKnown: boolean}
+type Client = {
+  readonly name: string
+  readonly file: string
+  /** From which size changes are found by pages. */
+  readonly paged: string
+  before: Mirror | undefined
+  isKnown: boolean
+}
 
 /** How a run is disturbed. */
 const faults = ['at a turn', 'at a turn', 'after a while', 'answer lost', 'connection cut', 'none'] as const
@@ -80,14 +87,14 @@ function newClient(site: Site, chance: Chance, round: number): Client {
   const name = `client${round}`
   const file = join(site.folder, `${name}.db`)
   makeFile(file, chance, {journal: chance.pick(['delete', 'wal']), rows: 40})
-  return {name, file, before: undefined, isKnown: false}
+  return {name, file, paged: chance.pick(['0', '0', '']), before: undefined, isKnown: false}
 }
 
 function optionsOf(client: Client): RunOptions {
   return {
     sqlite: client.file,
     preload: 'crash-points.ts',
-    env: {CHUNK_BYTES: '100000', LOCK_BUDGET_MS: '1', DELETE_GUARD: 'off'},
+    env: {CHUNK_BYTES: '100000', PAGED_BYTES: client.paged, LOCK_BUDGET_MS: '1', DELETE_GUARD: 'off'},
   }
 }
 
