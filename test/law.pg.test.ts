@@ -1,0 +1,25 @@
+import {afterAll, beforeAll, test} from 'vitest'
+import {holdLaw, modes} from './law.ts'
+import {leadingHost, type LeadingHost} from './leading-host.ts'
+
+let leader: LeadingHost
+beforeAll(async () => {
+  leader = await leadingHost()
+})
+afterAll(async () => {
+  await leader[Symbol.asyncDispose]()
+})
+
+// 500 histories of one to six intervals: about 2,200 syncs, each followed by a restore and by two that find nothing.
+const cases = 125
+
+for (const mode of modes)
+  test(
+    `whatever happens to a file, its target follows exactly (${mode.journalMode}, ${mode.capture})`,
+    {timeout: 600_000},
+    async ({annotate}) => {
+      const seed = Number(process.env['OWSYNC_SEED']) || Math.trunc(Math.random() * 2 ** 31)
+      await annotate(`OWSYNC_SEED=${seed}`)
+      await holdLaw(leader, mode, cases, seed)
+    },
+  )

@@ -1,0 +1,198 @@
+import {existsSync} from 'node:fs'
+import {mkdtemp, rm} from 'node:fs/promises'
+import {tmpdir} from 'node:os'
+import {join} from 'node:path'
+import {withLease, type Lease} from '../src/cluster/lease.ts'
+import type {SourceSchema} from '../src/core/layout.ts'
+import {fragment, join as joined, raw, type Fragment} from '../src/postgres/sql.ts'
+import {restore} from '../src/restore/restore.ts'
+import {findDeployment, findSourceSchema, type Deployment} from '../src/state/deployments.ts'
+import {syncDeployment, type SyncResult, type SyncRun} from '../src/sync/sync.ts'
+import {digestSql, literal, quote} from '../src/target/row-sql.ts'
+import {testDatabase, type TestDatabase} from './database.ts'
+import {testClient, testHost, type TestHost} from './host.ts'
+
+/**
+ * A host that leads its cluster all the while and keeps its files in memory: a sync costs what the sync costs, so that
+ * a test can have thousands of them. Any number of clients live in its one database.
+ */
+export type LeadingHost = AsyncDisposable & {
+  readonly admin: TestDatabase
+  readonly host: TestHost
+  readonly lease: Lease
+  /** For sources and restored files. */
+  readonly folder: string
+  readonly stateDir: string
+}
+
+/** One client of a {@link LeadingHost}. Disposing of it drops its schema and its files. */
+export type LeadingClient = AsyncDisposable & {
+  readonly name: string
+  /** Where its source is to be. */
+  readonly file: string
+  sync(options?: SyncOptions): Promise<SyncResult>
+  deployment(): Promise<Deployment>
+  schema(): Promise<SourceSchema>
+  /** The relation that holds each source table. */
+  relations(): Promise<Map<string, number>>
+  /** @returns the new file. */
+  restore(): Promise<string>
+  /** One line for each table whose live rows are not `rows` many, or do not have the digest that is noted for them. */
+  differences(rows: ReadonlyMap<string, number>): Promise<string[]>
+  /** Equal before and after whatever has not written to the client's tables or to what is recorded of its syncs. */
+  written(): Promise<string>
+}
+
+export type SyncOptions = Partial<Omit<SyncRun, 'pool' | 'lease' | 'deployment' | 'stateDir'>>
+
+const {signal} = new AbortController()
+
+/** As the settings are by default. */
+export const defaultLimits: SyncRun['limits'] = {
+  lockBudgetMs: 25,
+  batchRows: 1_000,
+  statementTimeoutMs: 60_000,
+  deleteGuard: {rows: 100, share: 0.2},
+}
+
+/** A host whose scope removes it. */
+export async function leadingHost(cluster = 'host-a'): Promise<LeadingHost> {
+  await using resources = new AsyncDisposableStack()
+  const memory = '/dev/shm'
+  const folder = await mkdtemp(join(existsSync(memory) ? memory : tmpdir(), 'owsync-leading-'))
+  resources.defer(() => rm(folder, {recursive: true, force: true}))
+  const admin = resources.use(await testDatabase())
+  const host = resources.use(await testHost(admin, cluster))
+
+  const over = Promise.withResolvers<undefined>()
+  const leading = Promise.withResolvers<Lease>()
+  const options = {
+    nodeId: `${cluster}-cli`,
+    clusterName: cluster,
+    durationMs: 60_000,
+    renewEveryMs: 15_000,
+    patienceMs: 0,
+  }
+  const leadership = withLease(
+    host,
+    options,
+    async lease => {
+      leading.resolve(lease)
+      await over.promise
+    },
+    signal,
+  )
+  leadership.catch(leading.reject)
+  resources.defer(async () => {
+    over.resolve(undefined)
+    await leadership
+  })
+  const lease = await leading.promise
+  const kept = resources.move()
+  return {
+    admin,
+    host,
+    lease,
+    folder,
+    stateDir: join(folder, 'state'),
+    [Symbol.asyncDispose]: () => kept.disposeAsync(),
+  }
+}
+
+/** Registers a client, whose source the caller makes. */
+export async function leadingClient(leader: LeadingHost, name: string): Promise<LeadingClient> {
+  const {admin, host, lease, folder, stateDir} = leader
+  const file = join(folder, `${name}.db`)
+  const deploymentId = await testClient(host, name, {sqlite_path: file})
+  const schemaName = name.replaceAll('-', '_')
+  let restored = 0
+  const deployment = async () => (await findDeployment(host, schemaName))!
+  const schema = async () => (await findSourceSchema(host, deploymentId))!
+  return {
+    name,
+    file,
+    deployment,
+    schema,
+    sync: async (options = {}) =>
+      await syncDeployment(
+        {
+          pool: host,
+          lease,
+          deployment: await deployment(),
+          sqlitePath: file,
+          stateDir,
+          limits: defaultLimits,
+          full: false,
+          dryRun: false,
+          accept: false,
+          ...options,
+        },
+        signal,
+      ),
+    async relations() {
+      const rows = await host<{name: string; oid: number}>`
+        select relname as name, oid::int from pg_class where relnamespace = ${schemaName}::regnamespace and relkind = 'r'`
+      const oids = new Map(rows.map(({name, oid}) => [name, oid]))
+      return new Map((await schema()).tables.map(({source, target}) => [source, oids.get(target)!]))
+    },
+    async restore() {
+      const to = join(folder, `${name}-restored-${++restored}.db`)
+      await restore({pool: host, clientName: name, schemaName, to, force: false}, signal)
+      return to
+    },
+    async differences(rows) {
+      const {tables} = await schema()
+      const counts = tables.map(
+        layout => fragment`select ${layout.source}::text as name, count(*)::int as live,
+          count(*) filter (where ${raw(digestSql(layout))} is distinct from _sync_hash)::int as wrong
+          from ${host(schemaName, layout.target)} where _sync_deleted_at is null`,
+      )
+      const found = tables.length === 0 ? [] : await host<Count>`${joined(counts, ' union all ')}`
+      const missing = [...rows.keys()].filter(name => !found.some(table => table.name === name))
+      return [
+        ...missing.map(name => `${name}: no such table`),
+        ...found.flatMap(({name, live, wrong}) => [
+          ...(live === (rows.get(name) ?? 0)
+            ? []
+            : [`${name}: ${live} rows instead of ${rows.get(name) ?? 0}`]),
+          ...(wrong === 0 ? [] : [`${name}: ${wrong} rows have other values`]),
+        ]),
+      ]
+    },
+    async written() {
+      const own = await admin<{table: string}>`
+        select relname as table from pg_class where relnamespace = ${schemaName}::regnamespace and relkind = 'r' order by 1`
+      const control = ['client_deployments', 'sync_jobs', 'source_schemas', 'row_quarantine', 'conflict_log']
+      // A version of a row has a place and the transaction that wrote it; the schema's own catalogue rows have them too.
+      const versions = (from: Fragment) =>
+        fragment`(select string_agg(concat(ctid, ' ', xmin), ',' order by ctid) from ${from})`
+      const parts = [
+        ...own.map(({table}) => versions(host(schemaName, table))),
+        ...control.map(table =>
+          versions(fragment`sync_metadata.${host(table)} where deployment_id = ${deploymentId}`),
+        ),
+        versions(fragment`pg_class where relnamespace = ${schemaName}::regnamespace`),
+        versions(
+          fragment`pg_attribute where attrelid in (select oid from pg_class where relnamespace = ${schemaName}::regnamespace)`,
+        ),
+      ]
+      const [row] = await admin<{
+        versions: string
+      }>`select array_to_string(array[${joined(parts)}], ';', '-') as versions`
+      return row!.versions
+    },
+    async [Symbol.asyncDispose]() {
+      await admin`${raw(`drop schema ${quote(schemaName)} cascade;
+        delete from sync_metadata.client_deployments where deployment_id = ${literal(deploymentId)}`)}`
+      await rm(join(stateDir, 'sidecars', `${deploymentId}.db`), {force: true})
+      const files = [
+        file,
+        ...Array.from({length: restored}, (_, i) => join(folder, `${name}-restored-${i + 1}.db`)),
+      ]
+      for (const each of files)
+        for (const suffix of ['', '-wal', '-shm', '-journal']) await rm(each + suffix, {force: true})
+    },
+  }
+}
+
+type Count = {name: string; live: number; wrong: number}
