@@ -173,6 +173,12 @@ const table = (
 const raw = (...bytes: readonly number[]) => ({rawText: Uint8Array.from(bytes)})
 
 const examples: [FilePlan, readonly (readonly Change[])[], boolean][] = [
+  // A restored file forgot its encoding when it had no table.
+  [
+    {...file(table('chat', 'primary', {id: 'TEXT'})), encoding: 'UTF-16le'},
+    [[{do: 'drop table', table: 0}]],
+    true,
+  ],
   // Keys that are no text could not be told apart where no rowid is; an integer beyond 2^53 stood beside them.
   [
     file({

@@ -45,6 +45,8 @@ export class NewFile implements Disposable {
         pragma cache_size = -${CACHE_KB};
         pragma ignore_check_constraints = on;
         begin exclusive`)
+      // The encoding is noted in the file with its first table, and there may be none.
+      this.#db.exec('create table first (c); drop table first')
     } catch (error) {
       this.#db.close()
       throw error
