@@ -18,6 +18,11 @@ const db = () => import('./db.ts')
 /** Every command, in the order in which help and the menu show them. */
 export const commands: readonly Entry[] = [
   {
+    name: 'demo',
+    about: 'Show it all on a sample, with a Postgres of its own.',
+    load: async () => (await import('./demo.ts')).demo,
+  },
+  {
     name: 'sync',
     about: 'Sync one client now.',
     load: async () => (await import('./sync.ts')).sync,
