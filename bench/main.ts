@@ -1,0 +1,50 @@
+import {parseArgs} from 'node:util'
+import {isSize, sizes, sourceFile} from './file.ts'
+import type {Benchmark} from './bench.ts'
+import {benchFirstLoad} from './first-load.ts'
+import {startServer} from './postgres.ts'
+import {tableOf, type Result} from './result.ts'
+
+// `npm run bench [-- --json] [name…]`: docs/benchmarks.md says how to read it.
+
+const benchmarks: Readonly<Record<string, Benchmark>> = {
+  'first-load': benchFirstLoad,
+}
+
+const usage = `npm run bench [-- --json] [--runs N] [--size ${Object.keys(sizes).join('|')}] [--server FOLDER] [name…]
+names: ${Object.keys(benchmarks).join(', ')}`
+
+const say = (text: string) => process.stderr.write(`${text}\n`)
+
+async function main(argv: string[]): Promise<number> {
+  const {values, positionals} = parseArgs({
+    args: argv,
+    allowPositionals: true,
+    options: {
+      json: {type: 'boolean', default: false},
+      runs: {type: 'string', default: '3'},
+      size: {type: 'string', default: 'bench'},
+      server: {type: 'string'},
+    },
+  })
+  const {json, size, server: bin} = values
+  const rounds = Number(values.runs)
+  const unknown = positionals.filter(name => !Object.hasOwn(benchmarks, name))
+  if (!isSize(size) || !Number.isInteger(rounds) || rounds < 1 || unknown.length > 0) {
+    say(usage)
+    return 64
+  }
+  const file = sourceFile(size, say)
+  await using server = await startServer(bin)
+  say(`PostgreSQL ${server.version}, Node ${process.version}`)
+  const results: Result[] = []
+  for (const [name, benchmark] of Object.entries(benchmarks)) {
+    if (positionals.length > 0 && !positionals.includes(name)) continue
+    say(name)
+    results.push(...(await benchmark({server, file, rounds, say})))
+  }
+  process.stdout.write(json ? `${JSON.stringify({results})}\n` : `${tableOf(results)}\n`)
+  return results.some(result => result.holds === false) ? 1 : 0
+}
+
+process.exitCode = await main(process.argv.slice(2))

@@ -1,0 +1,41 @@
+import {mkdtempSync, rmSync} from 'node:fs'
+import {tmpdir} from 'node:os'
+import {join} from 'node:path'
+import {CLUSTER, type Database} from './postgres.ts'
+import {run, type Run} from './program.ts'
+
+export const CLIENT = 'acme'
+
+/** A state directory that goes with its scope. */
+export function stateFolder(): Disposable & {readonly path: string} {
+  const path = mkdtempSync(join(tmpdir(), 'owsync-bench-state-'))
+  return {
+    path,
+    [Symbol.dispose]: () => {
+      rmSync(path, {recursive: true, force: true})
+    },
+  }
+}
+
+/** Runs `owsync` as a process of its own, from Node's start to its end. */
+export function owsync(
+  args: readonly string[],
+  database: Pick<Database, 'url'>,
+  stateDir: string,
+): Promise<Run> {
+  const main = join(import.meta.dirname, '../src/main.ts')
+  return run(process.execPath, ['--disable-warning=ExperimentalWarning', main, ...args, '--json'], {
+    env: {
+      PATH: process.env['PATH'],
+      HOME: stateDir,
+      DATABASE_URL: database.url,
+      STATE_DIR: stateDir,
+      CLUSTER_NAME: CLUSTER,
+    },
+  })
+}
+
+/** The first load of a file, as one process. */
+export function firstLoad(file: string, database: Pick<Database, 'url'>, stateDir: string): Promise<Run> {
+  return owsync(['sync', '--client', CLIENT, '--sqlite', file], database, stateDir)
+}
