@@ -1,5 +1,4 @@
 import {isDeepStrictEqual} from 'node:util'
-import {join} from 'node:path'
 import type {SourceSchema, TableLayout} from '../core/layout.ts'
 import {capture, type CaptureResult, type Delta, type Finder} from '../source/capture.ts'
 import {sampleClasses, type SourceSpec, type TableSpec} from '../source/introspect.ts'
@@ -9,7 +8,7 @@ import {plan, widenTables, type Existing, type Operation, type Plan} from '../ta
 import {Seen} from '../target/type-map.ts'
 import {findRenames} from './identify.ts'
 import type {Sidecar} from './sidecar.ts'
-import {Spool, type SmallLimit} from './spool.ts'
+import {clearSpools, Spool, type SmallLimit} from './spool.ts'
 
 /** A row that cannot be mirrored now. `table` is its name in the target. */
 export type QuarantinedRow = {
@@ -63,6 +62,7 @@ export async function captureCut(
   signal: AbortSignal,
 ): Promise<Cut> {
   let gathering: Gathering | undefined
+  clearSpools(options)
   sidecar.begin()
   try {
     const result = await capture(
@@ -242,13 +242,7 @@ class Gathering implements Disposable {
   #spool(layout: TableLayout): Spool {
     let spool = this.#spools.get(layout.source)
     if (spool === undefined) {
-      const folder = join(this.#options.stateDir, 'spool')
-      spool = new Spool(
-        layout,
-        folder,
-        `${this.#options.deploymentId}-${this.#spools.size}.rows`,
-        this.#options.small,
-      )
+      spool = new Spool(layout, this.#options, this.#spools.size, this.#options.small)
       this.#spools.set(layout.source, spool)
     }
     return spool

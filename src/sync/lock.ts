@@ -2,6 +2,7 @@ import {mkdirSync} from 'node:fs'
 import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {SyncError} from '../core/errors.ts'
+import {inStateDir} from './state-dir.ts'
 
 /** Another process of this host is syncing the same deployment. */
 export class DeploymentBusyError extends SyncError {
@@ -23,15 +24,21 @@ export class DeploymentBusyError extends SyncError {
  */
 export function lockDeployment(stateDir: string, deploymentId: string, clientName: string): Disposable {
   const folder = join(stateDir, 'locks')
-  mkdirSync(folder, {recursive: true, mode: 0o700})
-  const db = new DatabaseSync(join(folder, `${deploymentId}.lock`), {timeout: 200})
+  const file = join(folder, `${deploymentId}.lock`)
+  const db = inStateDir(file, () => {
+    mkdirSync(folder, {recursive: true, mode: 0o700})
+    return new DatabaseSync(file, {timeout: 200})
+  })
   try {
-    db.exec('pragma journal_mode = memory; begin exclusive')
-  } catch (cause) {
+    inStateDir(file, () => {
+      db.exec('pragma journal_mode = memory; begin exclusive')
+    })
+  } catch (error) {
     db.close()
+    const {cause} = error as Error
     if (cause instanceof Error && 'errcode' in cause && cause.errcode === 5)
       throw new DeploymentBusyError(clientName)
-    throw cause
+    throw error
   }
   return {
     [Symbol.dispose]: () => {

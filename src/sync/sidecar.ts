@@ -1,10 +1,11 @@
 import {randomUUID} from 'node:crypto'
 import {mkdirSync, rmSync} from 'node:fs'
-import {join} from 'node:path'
+import {dirname, join} from 'node:path'
 import {DatabaseSync, type StatementSync} from 'node:sqlite'
 import {deserialize, serialize} from 'node:v8'
 import type {Entry, Remembered} from '../source/capture.ts'
 import {PageState, PART_PAGES} from '../source/page-state.ts'
+import {inStateDir, StateDirError} from './state-dir.ts'
 
 // What the last cut knew of every source row: rowid, key, digest. A cache of the target's `_sync_hash` in a SQLite
 // file of our own: lost, stale or foreign, it is built anew. docs/concepts.md, "The sidecar".
@@ -19,34 +20,44 @@ export type Note = 'fingerprint' | 'identity' | 'cookie' | 'totals'
 export type Standing = 'in step' | 'intended' | 'unknown'
 
 export class Sidecar implements Disposable {
+  readonly #file: string
   readonly #db: DatabaseSync
   readonly #statements = new Map<string, StatementSync>()
 
-  private constructor(db: DatabaseSync) {
-    this.#db = db
+  private constructor(file: string) {
+    this.#file = file
+    this.#db = openFile(file)
   }
 
   /**
    * Opens a deployment's sidecar; one that is damaged, of another format or of another deployment starts empty.
    *
-   * @throws the file system's error when `stateDir` cannot be written.
+   * @throws {StateDirError} when `stateDir` cannot be written, and from any call when damage shows only then.
    */
   static open(stateDir: string, deploymentId: string): Sidecar {
-    const folder = join(stateDir, 'sidecars')
-    mkdirSync(folder, {recursive: true, mode: 0o700})
-    const file = join(folder, `${deploymentId}.db`)
+    const file = fileOf(stateDir, deploymentId)
+    inStateDir(file, () => mkdirSync(dirname(file), {recursive: true, mode: 0o700}))
     try {
-      const sidecar = new Sidecar(openFile(file))
+      const sidecar = new Sidecar(file)
       if (sidecar.#meta('format') === FORMAT && sidecar.#meta('deployment') === deploymentId) return sidecar
       sidecar[Symbol.dispose]()
     } catch (error) {
-      if (!isDamage(error)) throw error
+      if (!(error instanceof StateDirError) || !error.isDamaged) throw error
     }
-    for (const suffix of ['', '-wal', '-shm']) rmSync(file + suffix, {force: true})
-    const fresh = new Sidecar(openFile(file))
+    Sidecar.remove(stateDir, deploymentId)
+    const fresh = new Sidecar(file)
     fresh.#setMeta('format', FORMAT)
     fresh.#setMeta('deployment', deploymentId)
     return fresh
+  }
+
+  /** Removes a deployment's sidecar: the next run builds it from the target. */
+  static remove(stateDir: string, deploymentId: string): void {
+    const file = fileOf(stateDir, deploymentId)
+    for (const suffix of ['', '-wal', '-shm'])
+      inStateDir(file, () => {
+        rmSync(file + suffix, {force: true})
+      })
   }
 
   /** @param cutId the cut that Postgres says was committed last; `null` when none ever was. */
@@ -88,21 +99,21 @@ export class Sidecar implements Disposable {
 
   /** Begins a capture: what an interrupted one has left is void. Settled by {@link intend}, undone by {@link abandon}. */
   begin(): void {
-    if (this.#db.isTransaction) this.#db.exec('rollback')
-    this.#db.exec('begin immediate')
+    if (this.#db.isTransaction) this.#exec('rollback')
+    this.#exec('begin immediate')
     this.#clearIntent()
   }
 
   /** Forgets what this capture has found so far, and goes on capturing. */
   discard(): void {
-    this.#db.exec('rollback')
+    this.#exec('rollback')
     this.begin()
   }
 
   /** Ends a capture without a trace. */
   abandon(): void {
-    if (this.#db.isTransaction) this.#db.exec('rollback')
-    this.#db.exec('delete from temp.aside; delete from temp.rows_aside; delete from temp.claimed')
+    if (this.#db.isTransaction) this.#exec('rollback')
+    this.#exec('delete from temp.aside; delete from temp.rows_aside; delete from temp.claimed')
   }
 
   /**
@@ -118,13 +129,13 @@ export class Sidecar implements Disposable {
          select ${id}, rid, key, null from s${id} where key in (select key from intent where t = ${id} and digest is not null)`,
       )
     this.#setMeta('intent', cutId)
-    this.#db.exec('commit')
+    this.#exec('commit')
   }
 
   /** Makes the intent of `cutId` true, after Postgres committed it. A loser of that race finds nothing to settle. */
   settle(cutId: string): void {
     if (this.#meta('intent') !== cutId) return
-    this.#db.exec('begin immediate')
+    this.#exec('begin immediate')
     try {
       for (const {id} of this.#tables()) {
         this.#run(
@@ -146,9 +157,9 @@ export class Sidecar implements Disposable {
       this.#forgetPages()
       this.#setMeta('cut', cutId)
       this.#clearIntent()
-      this.#db.exec('commit')
+      this.#exec('commit')
     } catch (error) {
-      this.#db.exec('rollback')
+      this.#exec('rollback')
       throw error
     }
   }
@@ -156,23 +167,23 @@ export class Sidecar implements Disposable {
   /** Empties the sidecar, to be filled by {@link recall} from what the target knows. */
   reset(): void {
     this.abandon()
-    this.#db.exec('begin immediate')
+    this.#exec('begin immediate')
     for (const name of this.tables()) this.#drop(name)
     this.#clearIntent()
     this.#forgetPages()
     this.#run(
       "delete from meta where name in ('cut', 'intent', 'fingerprint', 'identity', 'cookie', 'totals')",
     )
-    this.#db.exec('commit')
+    this.#exec('commit')
   }
 
   /** Remembers rows of the target whose place in the source is not known. */
   recall(table: string, rows: readonly {key: string; digest: Uint8Array}[]): void {
     const id = this.#id(table)
-    this.#db.exec('begin immediate')
+    this.#exec('begin immediate')
     for (const {key, digest} of rows)
       this.#run('insert or replace into adrift values (?, ?, ?)', id, key, digest)
-    this.#db.exec('commit')
+    this.#exec('commit')
   }
 
   /** Ends {@link reset}: the sidecar now stands at this cut. */
@@ -182,7 +193,7 @@ export class Sidecar implements Disposable {
 
   /** Begins a committed chunk of a first load: rows go straight in, there is nothing to compare them with. */
   beginChunk(): void {
-    this.#db.exec('begin immediate')
+    this.#exec('begin immediate')
   }
 
   /** @returns what takes the rows of one table in a chunk. */
@@ -190,21 +201,25 @@ export class Sidecar implements Disposable {
     const id = this.#id(table)
     if (withoutRowid) {
       const insert = this.#statement('insert or replace into adrift values (?, ?, ?)')
-      return entry => insert.run(id, entry.key, entry.digest)
+      return entry => {
+        inStateDir(this.#file, () => insert.run(id, entry.key, entry.digest))
+      }
     }
     const insert = this.#statement(`insert or replace into s${id} values (?, ?, ?)`)
-    return entry => insert.run(entry.rowid, entry.key, entry.digest)
+    return entry => {
+      inStateDir(this.#file, () => insert.run(entry.rowid, entry.key, entry.digest))
+    }
   }
 
   /** Ends a chunk after Postgres committed it as `cutId`. */
   commitChunk(cutId: string): void {
     this.#setMeta('cut', cutId)
-    this.#db.exec('commit')
+    this.#exec('commit')
   }
 
   /** Ends a chunk that Postgres need not know of. */
   endChunk(): void {
-    this.#db.exec('commit')
+    this.#exec('commit')
   }
 
   /** Keeps only the last place of each key, for a load during which the app moved rows. Part of a chunk. */
@@ -300,7 +315,7 @@ export class Sidecar implements Disposable {
 
   /** Keeps what the pages of the source looked like when the rows were read that are settled now. */
   savePages(state: PageState | undefined): void {
-    this.#db.exec('begin immediate')
+    this.#exec('begin immediate')
     if (state === undefined) {
       this.#run('delete from pages')
       this.#forgetPages()
@@ -317,7 +332,7 @@ export class Sidecar implements Disposable {
       state.changedParts.clear()
       state.interiorsChanged = false
     }
-    this.#db.exec('commit')
+    this.#exec('commit')
   }
 
   /**
@@ -470,7 +485,7 @@ export class Sidecar implements Disposable {
     const known = this.#findId(table)
     if (known !== undefined) return known
     const id = Number(this.#get('insert into tables (name) values (?) returning id', table)?.['id'])
-    this.#db.exec(`create table s${id} (rid integer primary key, key text not null, digest blob not null)`)
+    this.#exec(`create table s${id} (rid integer primary key, key text not null, digest blob not null)`)
     return id
   }
 
@@ -478,14 +493,14 @@ export class Sidecar implements Disposable {
     const id = this.#findId(table)
     if (id === undefined) return
     for (const sql of this.#statements.keys()) if (sql.includes(`s${id} `)) this.#statements.delete(sql)
-    this.#db.exec(`drop table s${id}`)
+    this.#exec(`drop table s${id}`)
     this.#run('delete from adrift where t = ?', id)
     this.#run('delete from tables where id = ?', id)
   }
 
   #clearIntent(): void {
-    this.#db
-      .exec(`delete from intent; delete from intent_adrift; delete from intent_dropped; delete from meta where name = 'intent';
+    this
+      .#exec(`delete from intent; delete from intent_adrift; delete from intent_dropped; delete from meta where name = 'intent';
       delete from temp.aside; delete from temp.rows_aside; delete from temp.claimed`)
   }
 
@@ -502,15 +517,21 @@ export class Sidecar implements Disposable {
   }
 
   #get(sql: string, ...values: Bindable[]): Record<string, unknown> | undefined {
-    return this.#statement(sql).get(...values)
+    return inStateDir(this.#file, () => this.#statement(sql).get(...values))
   }
 
   #all(sql: string, ...values: Bindable[]): Record<string, unknown>[] {
-    return this.#statement(sql).all(...values)
+    return inStateDir(this.#file, () => this.#statement(sql).all(...values))
   }
 
   #run(sql: string, ...values: Bindable[]): void {
-    this.#statement(sql).run(...values)
+    inStateDir(this.#file, () => this.#statement(sql).run(...values))
+  }
+
+  #exec(sql: string): void {
+    inStateDir(this.#file, () => {
+      this.#db.exec(sql)
+    })
   }
 
   #statement(sql: string): StatementSync {
@@ -530,10 +551,15 @@ function toEntry(row: Record<string, unknown>): Entry {
   return {rowid: row['rid'] as bigint, key: row['key'] as string, digest: row['digest'] as Uint8Array}
 }
 
+function fileOf(stateDir: string, deploymentId: string): string {
+  return join(stateDir, 'sidecars', `${deploymentId}.db`)
+}
+
 function openFile(file: string): DatabaseSync {
-  const db = new DatabaseSync(file, {timeout: 5_000})
+  const db = inStateDir(file, () => new DatabaseSync(file, {timeout: 5_000}))
   try {
-    db.exec(`
+    inStateDir(file, () => {
+      db.exec(`
       pragma journal_mode = wal;
       pragma synchronous = normal;
       pragma cache_size = -8000;
@@ -548,15 +574,10 @@ function openFile(file: string): DatabaseSync {
       create temp table rows_aside (t integer, rid integer, key text, digest blob, primary key (t, rid)) without rowid;
       create temp table claimed (t integer, key text, primary key (t, key)) without rowid;
     `)
+    })
     return db
   } catch (error) {
     db.close()
     throw error
   }
-}
-
-/** SQLITE_CORRUPT, SQLITE_NOTADB, SQLITE_ERROR (another layout): the cache is no good. Anything else is a real failure. */
-function isDamage(error: unknown): boolean {
-  if (!(error instanceof Error) || !('errcode' in error) || typeof error.errcode !== 'number') return false
-  return [1, 11, 26].includes(error.errcode & 0xff)
 }

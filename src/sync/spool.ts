@@ -1,7 +1,25 @@
-import {createReadStream, closeSync, mkdirSync, openSync, rmSync, writeSync} from 'node:fs'
+import {createReadStream, closeSync, mkdirSync, openSync, readdirSync, rmSync, writeSync} from 'node:fs'
 import {join} from 'node:path'
 import {COPY_HEADER, COPY_TRAILER, endOfTuple, TupleWriter, type TargetRow} from '../target/copy-format.ts'
 import type {TableLayout} from '../core/layout.ts'
+import {inStateDir} from './state-dir.ts'
+
+/** Where the spools of a deployment are. */
+export type SpoolPlace = {readonly stateDir: string; readonly deploymentId: string}
+
+/** Removes what killed runs of this deployment have left. The caller holds its lock. */
+export function clearSpools({stateDir, deploymentId}: SpoolPlace): void {
+  const folder = folderOf(stateDir)
+  inStateDir(folder, () => {
+    mkdirSync(folder, {recursive: true, mode: 0o700})
+    for (const name of readdirSync(folder))
+      if (name.startsWith(`${deploymentId}-`)) rmSync(join(folder, name), {force: true})
+  })
+}
+
+function folderOf(stateDir: string): string {
+  return join(stateDir, 'spool')
+}
 
 /** How much of one table's changes is kept in memory, and sent as parameters of one statement. */
 export type SmallLimit = {readonly rows: number; readonly bytes: number}
@@ -21,11 +39,11 @@ export class Spool implements Disposable {
   #bytes = 0
   #fd: number | undefined
 
-  constructor(layout: TableLayout, folder: string, name: string, limit: SmallLimit) {
+  /** @param number tells the spools of one cut apart. */
+  constructor(layout: TableLayout, place: SpoolPlace, number: number, limit: SmallLimit) {
     this.layout = layout
     this.#limit = limit
-    mkdirSync(folder, {recursive: true, mode: 0o700})
-    this.#file = join(folder, name)
+    this.#file = join(folderOf(place.stateDir), `${place.deploymentId}-${number}.rows`)
     this.#writer = new TupleWriter(layout.columns.map(column => column.type))
   }
 
@@ -52,7 +70,7 @@ export class Spool implements Disposable {
       this.#rows.push(row)
       if (this.#count <= this.#limit.rows && this.#writer.bytes <= this.#limit.bytes) return
       this.#rows = []
-      this.#fd = openSync(this.#file, 'w', 0o600)
+      this.#fd = inStateDir(this.#file, () => openSync(this.#file, 'w', 0o600))
     }
     if (this.#writer.bytes >= FLUSH_BYTES) this.#flush()
   }
@@ -116,10 +134,13 @@ export class Spool implements Disposable {
   }
 
   #flush(): void {
-    if (this.#fd === undefined) return
+    const fd = this.#fd
+    if (fd === undefined) return
     const bytes = this.#writer.take()
     this.#bytes += bytes.length
-    for (let at = 0; at < bytes.length;) at += writeSync(this.#fd, bytes, at)
+    inStateDir(this.#file, () => {
+      for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at)
+    })
   }
 }
 

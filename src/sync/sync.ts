@@ -8,6 +8,7 @@ import {readSchemaVersion} from '../source/introspect.ts'
 import {PageFinder} from '../source/page-finder.ts'
 import type {PageState} from '../source/page-state.ts'
 import {
+  findDeployment,
   findSourceSchema,
   quarantine,
   readRevisions,
@@ -24,6 +25,7 @@ import {awaitMigration} from './migration.ts'
 import {rebuildSidecar} from './rebuild.ts'
 import {direction} from './revisions.ts'
 import {Sidecar} from './sidecar.ts'
+import {StateDirError} from './state-dir.ts'
 
 /** What a run of one deployment's sync is given. */
 export type SyncRun = {
@@ -86,6 +88,19 @@ const MOST_REFUSALS = 100
  * The caller holds the deployment's lock (lock.ts) and the cluster's lease.
  */
 export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise<SyncResult> {
+  try {
+    return await runSync(run, signal)
+  } catch (error) {
+    if (!(error instanceof StateDirError) || !error.isDamaged) throw error
+    const {deploymentId, schemaName} = run.deployment
+    Sidecar.remove(run.stateDir, deploymentId)
+    // The damage may have shown only after the commit: what has been applied is asked anew.
+    const deployment = (await findDeployment(run.pool, schemaName)) ?? run.deployment
+    return await runSync({...run, deployment}, signal)
+  }
+}
+
+async function runSync(run: SyncRun, signal: AbortSignal): Promise<SyncResult> {
   const startedAt = performance.now()
   const {deployment, pool, stateDir} = run
   const report = new Report(deployment, startedAt)
@@ -245,7 +260,12 @@ async function dryFirstLoad(
   source: Source,
   signal: AbortSignal,
 ): Promise<SyncResult> {
-  using scratch = Sidecar.open(run.stateDir, `dry-run-${run.deployment.deploymentId}`)
+  const scratchId = `dry-run-${run.deployment.deploymentId}`
+  using stack = new DisposableStack()
+  stack.defer(() => {
+    Sidecar.remove(run.stateDir, scratchId)
+  })
+  const scratch = stack.use(Sidecar.open(run.stateDir, scratchId))
   scratch.reset()
   using cut = await captureCut(
     source,
@@ -256,7 +276,7 @@ async function dryFirstLoad(
       lockBudgetMs: run.limits.lockBudgetMs,
       small: {rows: run.limits.batchRows, bytes: SMALL_BYTES},
       stateDir: run.stateDir,
-      deploymentId: `dry-run-${run.deployment.deploymentId}`,
+      deploymentId: scratchId,
       ...(run.onProgress ? {onProgress: run.onProgress} : {}),
     },
     signal,
