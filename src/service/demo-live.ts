@@ -48,17 +48,21 @@ export async function* demoLive(
   const writer = demo.startWriter(file, WRITER_RATE)
   onReady({file, url: demo.hostUrl, schema: DEMO_CLIENT})
 
-  const request = {client: DEMO_CLIENT, sqlite: file, full: false, dryRun: false, accept: false}
-  for (let appliedUpTo: number | undefined; ;) {
+  const request = {client: DEMO_CLIENT, sqlite: file, full: false, dryRun: false}
+  let appliedUpTo: number | undefined
+  let isHeldBack = false
+  for (;;) {
     await refuseDead(writer)
     const since = performance.now()
     try {
-      const result = await syncOnce(demo.host, demo.config, request, signal)
+      // A pause of the demo can make the guard doubt what the writer did meanwhile. It was meant.
+      const result = await syncOnce(demo.host, demo.config, {...request, accept: isHeldBack}, signal)
+      isHeldBack = result.status === 'quarantined'
       const endedAt = performance.now()
       const lagMs = appliedUpTo === undefined ? undefined : Math.round(endedAt - appliedUpTo)
       yield {result, lagMs, ms: Math.round(endedAt - since)}
       // Whatever was committed before this sync began is applied now.
-      appliedUpTo = since
+      if (!isHeldBack) appliedUpTo = since
     } catch (error) {
       signal.throwIfAborted()
       if (!(error instanceof SyncError && error.retryable)) throw error

@@ -1,11 +1,12 @@
 import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import type {RestoreResult} from '../restore/restore.ts'
+import type {Tx} from '../postgres/sql.ts'
 import {compareContent} from '../sample/differences.ts'
 import {generate} from '../sample/generate.ts'
 import type {Writer} from '../sample/writer.ts'
 import type {SyncResult} from '../sync/sync.ts'
-import {DEMO_CLIENT, DemoFailedError, demoSample, openDemo, type Demo} from './demo.ts'
+import {DEMO_CLIENT, DemoFailedError, demoSample, openDemo, type Demo, type Ending} from './demo.ts'
 
 /** One step of the story, when it is over. `said` is what happened, for a person. */
 export type Step = {
@@ -20,6 +21,9 @@ const LIVE_MS = 2_000
 /** Actions a second: a busy office. */
 const WRITER_RATE = 50
 const CRASH_WITHIN_MS = 20_000
+/** A busy file, a lost connection: exit code 75 says that the same command will do later. */
+const TRY_AGAIN = 'ended with 75'
+const TRIES = 3
 
 /** The steps in their order. Each returns what happened, or throws when it did not hold. */
 const steps = {
@@ -58,28 +62,11 @@ const steps = {
   },
 
   async crash(scene) {
-    const {owner, start} = scene.demo
     const before = await scene.generation()
-    await owner.begin(async tx => {
+    await scene.demo.owner.begin(async tx => {
       // A cut ends by moving the generation. Held here, everything else of it is written, and nothing is committed.
       await tx`select from sync_metadata.client_deployments for no key update`
-      const sync = start(['sync', '--client', DEMO_CLIENT])
-      let ended: string | undefined
-      void sync.ended.then(({how, err}) => (ended = `${how} ${err}`))
-      try {
-        const deadline = performance.now() + CRASH_WITHIN_MS
-        for (;;) {
-          const [row] = await tx<{isHeldUp: boolean}>`
-            select exists (select from pg_locks where not granted and transactionid = pg_current_xact_id()::xid) as "isHeldUp"`
-          if (row?.isHeldUp === true) break
-          hold(ended === undefined, `the sync that was to be killed had ended before: ${ended ?? ''}`)
-          hold(performance.now() < deadline, 'the sync that was to be killed did not come to its commit')
-          await sleep(5, undefined, {signal: scene.signal})
-        }
-      } finally {
-        sync.kill()
-        await sync.ended
-      }
+      await killHeldUp(scene, tx, performance.now() + CRASH_WITHIN_MS)
     })
     hold((await scene.generation()) === before, 'a killed sync has committed')
     return 'a sync was killed (SIGKILL) with everything written but not committed'
@@ -154,6 +141,29 @@ export async function* demoStory(
   }
 }
 
+/** Starts a sync and kills it as soon as it waits for `tx`. */
+async function killHeldUp(scene: Scene, tx: Tx, deadline: number): Promise<void> {
+  const sync = scene.demo.start(['sync', '--client', DEMO_CLIENT])
+  const ended: Ending[] = []
+  void sync.ended.then(ending => ended.push(ending))
+  try {
+    while (ended.length === 0) {
+      const [row] = await tx<{isHeldUp: boolean}>`
+        select exists (
+          select from pg_locks where not granted and transactionid = pg_current_xact_id()::xid) as "isHeldUp"`
+      if (row?.isHeldUp === true) return
+      hold(performance.now() < deadline, 'the sync that was to be killed did not come to its commit')
+      await sleep(5, undefined, {signal: scene.signal})
+    }
+  } finally {
+    sync.kill()
+    await sync.ended
+  }
+  const {how, out, err} = await sync.ended
+  hold(how === TRY_AGAIN, `the sync that was to be killed ${how}: ${out}${err}`)
+  await killHeldUp(scene, tx, deadline)
+}
+
 /** What the steps share. */
 class Scene implements AsyncDisposable {
   readonly stateDir: string
@@ -197,24 +207,29 @@ class Scene implements AsyncDisposable {
     return row?.generation
   }
 
-  /** Runs `owsync` for the demo's client to its end. @returns the document that it printed. */
+  /** Runs `owsync` for the demo's client to its end, again when it asks for that. @returns the document it printed. */
   async owsync<T>(command: string, ...args: readonly string[]): Promise<T> {
-    this.signal.throwIfAborted()
-    const program = this.demo.start([command, '--client', DEMO_CLIENT, ...args])
-    this.signal.addEventListener('abort', program.kill)
-    try {
-      const {how, out, err} = await program.ended
+    for (let left = TRIES - 1; ; left--) {
+      const {how, out, err} = await this.#ended([command, '--client', DEMO_CLIENT, ...args])
       this.signal.throwIfAborted()
+      if (how === TRY_AGAIN && left > 0) continue
       const line = out.trimEnd().split('\n').at(-1) ?? ''
       const document = (line.startsWith('{') ? JSON.parse(line) : {}) as {
         error?: {message: string}
         reason?: string
       }
-      hold(
-        how === 'ended with 0',
-        `owsync ${command} ${how}: ${document.error?.message ?? document.reason ?? (err === '' ? line : err)}`,
-      )
+      const because = document.error?.message ?? document.reason ?? (err === '' ? line : err)
+      hold(how === 'ended with 0', `owsync ${command} ${how}: ${because}`)
       return document as T
+    }
+  }
+
+  async #ended(args: readonly string[]): Promise<Ending> {
+    this.signal.throwIfAborted()
+    const program = this.demo.start(args)
+    this.signal.addEventListener('abort', program.kill)
+    try {
+      return await program.ended
     } finally {
       this.signal.removeEventListener('abort', program.kill)
     }
