@@ -1,0 +1,153 @@
+import {json, type Pool, type Tx} from '../postgres/sql.ts'
+import {DataError} from '../postgres/sqlstate.ts'
+import {saveSourceSchema, type Deployment} from '../state/deployments.ts'
+import {applyTable, clearColumn, TableRefusedError, tombstoneAll} from '../target/apply.ts'
+import type {Operation} from '../target/plan.ts'
+import type {Cut, QuarantinedRow} from './cut.ts'
+import type {Loaded} from './first-load.ts'
+import type {Report} from './report.ts'
+import type {Sidecar} from './sidecar.ts'
+import type {SyncRun} from './sync.ts'
+
+/** Rows of one cut that Postgres may refuse before we suspect ourselves instead of the rows. */
+const MOST_REFUSALS = 100
+
+/** One fenced transaction for the whole cut; again without a row whenever Postgres refuses that row. */
+export async function applyCut(
+  run: SyncRun,
+  report: Report,
+  sidecar: Sidecar,
+  cut: Cut,
+  cutId: string,
+  loaded: Loaded | undefined,
+  signal: AbortSignal,
+): Promise<bigint> {
+  const {pool, lease, deployment, limits} = run
+  const care = new Care()
+  for (;;) {
+    try {
+      return await pool.begin(
+        async tx => {
+          await writeCut(tx, deployment, cut, care, signal)
+          if (cut.isSchemaChanged)
+            await saveSourceSchema(tx, deployment.deploymentId, deployment.generation + 1n, cut.schema)
+          await recordQuarantine(tx, deployment, report.refused)
+          lease.signal.throwIfAborted()
+          const [row] = await tx<{generation: bigint}>`
+            select sync_metadata.advance_generation(${deployment.deploymentId}, ${deployment.generation}, ${cutId},
+              ${lease.epoch}, ${json({...report.job(loaded !== undefined || run.full), node_id: lease.nodeId})}) as generation`
+          return (row as {generation: bigint}).generation
+        },
+        {setLocal: {statement_timeout: `${limits.statementTimeoutMs}ms`}},
+      )
+    } catch (error) {
+      const refused = await care.learn(error, cut)
+      if (refused === undefined) throw error
+      if (refused !== 'indexes') {
+        sidecar.unremember(refused.source, refused.row.key)
+        report.refuse(refused.row)
+      }
+    }
+  }
+}
+
+async function writeCut(
+  tx: Tx,
+  deployment: Deployment,
+  cut: Cut,
+  care: Care,
+  signal: AbortSignal,
+): Promise<void> {
+  const {deploymentId, schemaName} = deployment
+  const loosened: Operation[] = [...care.loosened].map(table => ({op: 'loosen_indexes', table}))
+  // Tables that are new in a later cut get their keys before their rows: the rows come as upserts.
+  const operations = [...cut.plan.operations, ...cut.plan.finish, ...loosened]
+  if (operations.length > 0)
+    await tx`select sync_metadata.evolve_schema(${deploymentId}, ${json(operations)})`
+  for (const {table, column} of cut.plan.clear) await clearColumn(tx, schemaName, table, column)
+  for (const {target} of cut.plan.vanished) await tombstoneAll(tx, schemaName, target)
+  for (const spool of cut.spools.values()) {
+    const changes = {
+      layout: spool.layout,
+      small: care.mustStage(spool.layout.source) ? undefined : spool.small,
+      count: spool.count,
+      tombstones: spool.tombstones,
+      mayRepeat: !cut.capture.consistent,
+      stream: (skip: ReadonlySet<number>) => spool.stream(skip),
+    }
+    await applyTable(tx, schemaName, changes, care.skip(spool.layout.source), signal)
+  }
+  if (cut.widenings.length > 0)
+    await tx`select sync_metadata.evolve_schema(${deploymentId}, ${json(cut.widenings)})`
+}
+
+/** What earlier tries of one cut have taught: which rows to leave out, which tables to stage, which indexes to loosen. */
+class Care {
+  readonly loosened = new Set<string>()
+  readonly #staged = new Set<string>()
+  readonly #skip = new Map<string, Set<number>>()
+  #refusals = 0
+
+  mustStage(table: string): boolean {
+    return this.#staged.has(table)
+  }
+
+  skip(table: string): ReadonlySet<number> {
+    return this.#skip.get(table) ?? new Set()
+  }
+
+  /** @returns what the next try does differently, or `undefined` when there is nothing left to try. */
+  async learn(
+    error: unknown,
+    cut: Cut,
+  ): Promise<'indexes' | {source: string; row: QuarantinedRow} | undefined> {
+    if (!(error instanceof TableRefusedError) || !(error.cause instanceof DataError)) return undefined
+    const spool = cut.spools.get(error.table)
+    if (spool === undefined || ++this.#refusals > MOST_REFUSALS) return undefined
+    const {target} = spool.layout
+    if (error.cause.sqlstate === '54000' && !this.loosened.has(target)) {
+      this.loosened.add(target)
+      return 'indexes'
+    }
+    if (!this.#staged.has(error.table)) {
+      // Staged by COPY, Postgres says which row it is.
+      this.#staged.add(error.table)
+      return 'indexes'
+    }
+    if (error.cause.line === undefined) return undefined
+    const skip = this.#skip.get(error.table) ?? new Set<number>()
+    this.#skip.set(error.table, skip)
+    let line = error.cause.line
+    for (const left of [...skip].sort((a, b) => a - b)) if (left <= line) line++
+    skip.add(line)
+    const key = await spool.keyAt(line)
+    if (key === undefined) return undefined
+    return {
+      source: error.table,
+      row: {table: target, key, code: error.cause.code, reason: error.cause.message},
+    }
+  }
+}
+
+/** Notes which rows wait for another try, and that those which waited before and are not among them have passed. */
+export async function recordQuarantine(
+  sql: Pool | Tx,
+  deployment: Deployment,
+  rows: readonly QuarantinedRow[],
+): Promise<void> {
+  if (rows.length === 0 && deployment.quarantinedRows === 0) return
+  const column = (pick: (row: QuarantinedRow) => string) => rows.map(pick)
+  await sql`
+    with refused as (
+      select * from unnest(${column(row => row.table)}::text[], ${column(row => row.key)}::text[],
+        ${column(row => row.code)}::text[], ${column(row => row.reason)}::text[]) as r (table_name, record_key, code, reason)
+    ), passed as (
+      update sync_metadata.row_quarantine q set resolved_at = now()
+      where deployment_id = ${deployment.deploymentId} and resolved_at is null
+        and not exists (select 1 from refused r where (r.table_name, r.record_key) = (q.table_name, q.record_key))
+    )
+    insert into sync_metadata.row_quarantine as q (deployment_id, table_name, record_key, code, reason)
+    select ${deployment.deploymentId}, table_name, record_key, code, reason from refused
+    on conflict (deployment_id, table_name, record_key) do update
+    set code = excluded.code, reason = excluded.reason, last_seen_at = now(), attempts = q.attempts + 1, resolved_at = null`
+}

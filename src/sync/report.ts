@@ -1,0 +1,133 @@
+import type {Source} from '../source/open.ts'
+import type {Deployment} from '../state/deployments.ts'
+import type {Cut, QuarantinedRow} from './cut.ts'
+import type {Loaded} from './first-load.ts'
+import type {Sidecar} from './sidecar.ts'
+import type {SyncResult} from './sync.ts'
+
+/** Live rows of the source as of a cut that has not compared all of them. */
+export function rowsAfter(cut: Cut, sidecar: Sidecar): number {
+  if (cut.capture.comparedAll) return cut.capture.rows
+  const before = Number(sidecar.noted('totals')?.split(' ')[1] ?? 0)
+  return Math.max(0, before + cut.inserted - cut.tombstoned)
+}
+
+/** Gathers what the result of one run says. */
+export class Report {
+  readonly #deployment: Deployment
+  readonly #startedAt: number
+  readonly #refused: QuarantinedRow[] = []
+  #consistent = true
+  #tables = 0
+  #upserted = 0
+  #tombstoned = 0
+  #seen = 0
+  #bytes = 0
+  #maxHoldMs = 0
+  #busyRetries = 0
+
+  constructor(deployment: Deployment, startedAt: number) {
+    this.#deployment = deployment
+    this.#startedAt = startedAt
+  }
+
+  get refused(): readonly QuarantinedRow[] {
+    return this.#refused
+  }
+
+  get quarantined(): number {
+    return this.#refused.length
+  }
+
+  add(cut: Cut, loaded: Loaded | undefined, source: Source, sidecar: Sidecar): void {
+    const known = new Set(cut.refused.map(row => JSON.stringify([row.table, row.key])))
+    this.#refused.push(
+      ...cut.refused,
+      ...(loaded?.refused ?? []).filter(row => !known.has(JSON.stringify([row.table, row.key]))),
+    )
+    this.#consistent = cut.capture.consistent
+    this.#tables = cut.plan.tables.length
+    this.#upserted = cut.upserted + (loaded?.rows ?? 0)
+    this.#tombstoned = cut.tombstoned
+    this.#seen = rowsAfter(cut, sidecar)
+    this.#bytes = [...cut.spools.values()].reduce((bytes, spool) => bytes + spool.bytes, loaded?.bytes ?? 0)
+    this.#maxHoldMs = Math.max(cut.capture.maxHoldMs, loaded?.maxHoldMs ?? 0)
+    this.#busyRetries = source.busyRetries
+  }
+
+  refuse(row: QuarantinedRow): void {
+    this.#refused.push(row)
+    this.#upserted--
+  }
+
+  /** What the control schema records of this run. */
+  job(full: boolean): Record<string, unknown> {
+    const failed = this.#refused.length > 0
+    return {
+      sync_type: full ? 'full' : 'incremental',
+      triggered_by: 'cli',
+      status: failed ? 'failed' : 'success',
+      rows_upserted: this.#upserted,
+      rows_tombstoned: this.#tombstoned,
+      rows_unchanged: this.#unchanged,
+      rows_quarantined: this.#refused.length,
+      bytes: this.#bytes,
+      duration_ms: Math.round(performance.now() - this.#startedAt),
+      ...(failed ? {error_code: 'SYNC_ROWS_QUARANTINED', error_message: this.#rowsReason} : {}),
+    }
+  }
+
+  unchanged(sidecar: Sidecar): SyncResult {
+    // Behind the gate nothing was read: the numbers are those of the run that read it.
+    const [tables = '0', rows = '0'] = sidecar.noted('totals')?.split(' ') ?? []
+    if (this.#tables === 0) this.#tables = Number(tables)
+    if (this.#seen === 0) this.#seen = Number(rows)
+    return this.#result('unchanged', this.#deployment.generation)
+  }
+
+  /** Tables and live rows of the source, to be remembered beside its fingerprint. */
+  get totals(): string {
+    return `${this.#tables} ${Math.max(this.#seen, this.#upserted)}`
+  }
+
+  done(mode: SyncResult['mode'], generation: bigint): SyncResult {
+    return this.#result(mode, generation)
+  }
+
+  held(reason: string): SyncResult {
+    return {...this.#result('incremental', this.#deployment.generation), status: 'quarantined', reason}
+  }
+
+  get #unchanged(): number {
+    return Math.max(0, this.#seen - this.#upserted - this.#refused.length)
+  }
+
+  get #rowsReason(): string {
+    const [first] = this.#refused
+    const more = this.#refused.length > 1 ? ` and ${this.#refused.length - 1} more` : ''
+    return `table ${first?.table ?? ''}: ${first?.reason ?? ''}${more}`
+  }
+
+  #result(mode: SyncResult['mode'], generation: bigint): SyncResult {
+    const held = this.#refused.length > 0
+    return {
+      client: this.#deployment.clientName,
+      generation,
+      mode,
+      status: held ? 'quarantined' : 'success',
+      ...(held ? {reason: this.#rowsReason} : {}),
+      consistent: this.#consistent,
+      tables: this.#tables,
+      rows: {
+        upserted: this.#upserted,
+        tombstoned: this.#tombstoned,
+        unchanged: this.#unchanged,
+        quarantined: this.#refused.length,
+      },
+      conflicts: {detected: 0, resolved: 0, pending: 0},
+      bytes: this.#bytes,
+      duration_ms: Math.round(performance.now() - this.#startedAt),
+      lock: {max_hold_ms: Math.round(this.#maxHoldMs * 10) / 10, busy_retries: this.#busyRetries},
+    }
+  }
+}
