@@ -2,6 +2,7 @@ import {randomUUID} from 'node:crypto'
 import type {SourceSchema} from '../core/layout.ts'
 import type {Lease} from '../cluster/lease.ts'
 import type {Pool} from '../postgres/sql.ts'
+import {isWal, Pace} from '../source/capture.ts'
 import {fingerprint, openSource, SourceEmptyError, type Source} from '../source/open.ts'
 import {readSchemaVersion} from '../source/introspect.ts'
 import {PageFinder} from '../source/page-finder.ts'
@@ -127,16 +128,17 @@ async function runSync(run: SyncRun, signal: AbortSignal): Promise<SyncResult> {
     await rebuildSidecar(pool, sidecar, deployment.schemaName, previous, deployment.cutId, signal)
 
   if (!isLoaded && run.dryRun) return await dryFirstLoad(run, report, open, signal)
+  const finder = usesPages(run, open)
+    ? new PageFinder(open, isLoaded ? pagesOf(run, sidecar, open) : undefined)
+    : undefined
+  // Pages before rows, as in every capture: so the next sync knows them already.
+  if (!isLoaded) await finder?.find(new Pace(open, run.limits.lockBudgetMs, signal), isWal(open), signal)
   const loaded = isLoaded ? undefined : await load(run, open, sidecar, previous, signal)
   const basis = loaded?.schema ?? previous
   const cookie = sidecar.noted('cookie')
   const isKnown =
     basis !== undefined && cookie === cookieOf(open, {schemaVersion: readSchemaVersion(open.db)})
   const existing = isKnown ? existingOf(basis) : await readExisting(pool, deployment.schemaName)
-  const finder =
-    loaded === undefined && usesPages(run, open)
-      ? new PageFinder(open, pagesOf(run, sidecar, open))
-      : undefined
   using cut = await captureCut(
     open,
     sidecar,
@@ -148,7 +150,7 @@ async function runSync(run: SyncRun, signal: AbortSignal): Promise<SyncResult> {
       stateDir,
       deploymentId: deployment.deploymentId,
       knownAt: loaded?.undisturbedAt,
-      finder,
+      finder: isLoaded ? finder : undefined,
       ...(run.onProgress ? {onProgress: run.onProgress} : {}),
     },
     signal,
