@@ -31,7 +31,7 @@ export const sync = command({
     try {
       result = await syncOnce(
         target.pool,
-        config,
+        {...config, clusterName: target.clusterName ?? config.clusterName},
         {
           client,
           sqlite,

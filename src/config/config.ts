@@ -14,6 +14,8 @@ export type Config = Omit<
   'clusterName' | 'apiHost' | 'apiPort' | 'stateDir' | 'conflictResolutionConfig'
 > & {
   readonly clusterName: string
+  /** False when nobody named the cluster: then it is the one that the database role belongs to. */
+  readonly isClusterNamed: boolean
   readonly apiHost: string
   readonly apiPort: number
   readonly stateDir: string
@@ -77,6 +79,7 @@ function completed(values: Read, conflictResolutionConfig: ConflictRules | undef
   return Object.freeze({
     ...values,
     clusterName: values.clusterName ?? hostname(),
+    isClusterNamed: values.clusterName !== undefined,
     apiHost: values.apiHost ?? '127.0.0.1',
     apiPort: values.apiPort ?? (values.role === 'node-a' ? 9443 : 9444),
     stateDir: values.stateDir ?? defaultStateDir(),

@@ -6,7 +6,8 @@ import {afterAll, beforeAll, describe, test} from 'vitest'
 import {emptyDatabase, testDatabase} from '../../test/database.ts'
 import {Secret} from '../config/secret.ts'
 import {urlOf} from '../net/endpoint.ts'
-import {openAdmin, openTarget, type TargetSettings} from './target.ts'
+import {grantHost} from '../postgres/admin.ts'
+import {openAdmin, openTarget, WrongClusterError, type TargetSettings} from './target.ts'
 
 const options = {max: 2, applicationName: 'owsync-test'}
 let stateDir = ''
@@ -110,3 +111,21 @@ async function whoAmI(sql: Awaited<ReturnType<typeof openTarget>>['pool']) {
     from pg_roles where rolname = session_user`
   return row!
 }
+
+describe('with the DATABASE_URL of a host', () => {
+  test('the cluster is the role’s, and a setting that names another one is refused by name', async () => {
+    await using database = await testDatabase()
+    const login = await grantHost(database, database.endpoint, {cluster: 'theirs', hostname: 'theirs'})
+    const own = {
+      ...settings,
+      databaseUrl: new Secret(login.url),
+      clusterName: 'some-hostname',
+      isClusterNamed: false,
+    }
+    {
+      await using target = await openTarget(own, options)
+      assert.equal(target.clusterName, 'theirs')
+    }
+    await assert.rejects(openTarget({...own, isClusterNamed: true}, options), WrongClusterError)
+  })
+})

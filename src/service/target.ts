@@ -3,7 +3,7 @@ import {chmod, mkdir, open, readFile, rename, rm} from 'node:fs/promises'
 import {hostname} from 'node:os'
 import {dirname, join} from 'node:path'
 import type {Config} from '../config/config.ts'
-import {UsageError} from '../core/errors.ts'
+import {SyncError, UsageError} from '../core/errors.ts'
 import {parseEndpoint, withChanges, type Endpoint} from '../net/endpoint.ts'
 import {grantHost, HostExistsError, rotatePassword} from '../postgres/admin.ts'
 import {connect, type ConnectOptions} from '../postgres/connect.ts'
@@ -15,13 +15,27 @@ import type {Pool, Sql} from '../postgres/sql.ts'
 export type TargetSettings = Pick<
   Config,
   'databaseUrl' | 'adminDatabaseUrl' | 'dbSsl' | 'dbSslCaFile' | 'stateDir' | 'clusterName'
->
+> & {readonly isClusterNamed?: boolean}
 
 /** An open database. Disposing of it closes the pool; the embedded Postgres stops with its last user. */
 export type Target = AsyncDisposable & {
   readonly pool: Pool
   readonly endpoint: Endpoint
   readonly isEmbedded: boolean
+  /** The cluster that the role belongs to; `undefined` when it is no host's. */
+  readonly clusterName: string | undefined
+}
+
+/** The database role is another cluster's than the settings say. */
+export class WrongClusterError extends SyncError {
+  override readonly name = 'WrongClusterError'
+  readonly code = 'SYNC_WRONG_CLUSTER'
+  readonly next =
+    'Set CLUSTER_NAME to the cluster of the role, leave it out, or use the DATABASE_URL of the cluster that is meant.'
+
+  constructor(named: string, actual: string) {
+    super(`CLUSTER_NAME is ${named}, but the role in DATABASE_URL belongs to cluster ${actual}`)
+  }
 }
 
 /**
@@ -37,7 +51,7 @@ export async function openTarget(
 ): Promise<Target> {
   if (config.databaseUrl) {
     const endpoint = parseEndpoint(config.databaseUrl.reveal(), endpointSettings(config))
-    return await withSchema(opened(endpoint, options, false))
+    return await asHost(config, await withSchema(opened(endpoint, options, false)))
   }
   if (config.adminDatabaseUrl) {
     throw new UsageError(
@@ -166,7 +180,18 @@ function loginFile({stateDir, clusterName}: TargetSettings): string {
 
 function opened(endpoint: Endpoint, options: ConnectOptions, isEmbedded: boolean): Target {
   const pool = connect(endpoint, options)
-  return {pool, endpoint, isEmbedded, [Symbol.asyncDispose]: () => pool.end()}
+  return {pool, endpoint, isEmbedded, clusterName: undefined, [Symbol.asyncDispose]: () => pool.end()}
+}
+
+/** @throws {WrongClusterError} when the settings name another cluster than the role's. */
+async function asHost(config: TargetSettings, target: Target): Promise<Target> {
+  const [row] = await target.pool<{cluster: string | null}>`select sync_metadata.my_cluster() as cluster`
+  const cluster = row?.cluster ?? undefined
+  if (cluster !== undefined && config.isClusterNamed === true && cluster !== config.clusterName) {
+    await target[Symbol.asyncDispose]()
+    throw new WrongClusterError(config.clusterName, cluster)
+  }
+  return {...target, clusterName: cluster}
 }
 
 async function withSchema(target: Target): Promise<Target> {
