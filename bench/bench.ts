@@ -1,3 +1,4 @@
+import type {Loaded} from './loaded.ts'
 import type {Server} from './postgres.ts'
 import type {Result} from './result.ts'
 
@@ -7,6 +8,8 @@ export type Bench = {
   /** The source to measure with; nobody changes it. */
   readonly file: string
   readonly rounds: number
+  /** A client whose first load of `file` is done: made when first asked for, shared by those that only read it. */
+  readonly loaded: () => Promise<Loaded>
   /** Says on standard error how far we are, and why something is not measured. */
   readonly say: (text: string) => void
 }

@@ -2,13 +2,25 @@ import {parseArgs} from 'node:util'
 import {isSize, sizes, sourceFile} from './file.ts'
 import type {Benchmark} from './bench.ts'
 import {benchFirstLoad} from './first-load.ts'
+import {benchIncrementRollback, benchIncrementWal} from './increment.ts'
+import {load, type Loaded} from './loaded.ts'
+import {benchMemory} from './memory.ts'
 import {startServer} from './postgres.ts'
+import {benchRestore} from './restore.ts'
 import {tableOf, type Result} from './result.ts'
+import {benchUnchanged} from './unchanged.ts'
+import {benchVerify} from './verify.ts'
 
 // `npm run bench [-- --json] [name…]`: docs/benchmarks.md says how to read it.
 
 const benchmarks: Readonly<Record<string, Benchmark>> = {
   'first-load': benchFirstLoad,
+  unchanged: benchUnchanged,
+  'increment-rollback': benchIncrementRollback,
+  'increment-wal': benchIncrementWal,
+  verify: benchVerify,
+  memory: benchMemory,
+  restore: benchRestore,
 }
 
 const usage = `npm run bench [-- --json] [--runs N] [--size ${Object.keys(sizes).join('|')}] [--server FOLDER] [name…]
@@ -35,13 +47,16 @@ async function main(argv: string[]): Promise<number> {
     return 64
   }
   const file = sourceFile(size, say)
-  await using server = await startServer(bin)
+  await using resources = new AsyncDisposableStack()
+  const server = resources.use(await startServer(bin))
   say(`PostgreSQL ${server.version}, Node ${process.version}`)
+  let shared: Promise<Loaded> | undefined
+  const loaded = () => (shared ??= load(server, file).then(loaded => resources.use(loaded)))
   const results: Result[] = []
   for (const [name, benchmark] of Object.entries(benchmarks)) {
     if (positionals.length > 0 && !positionals.includes(name)) continue
     say(name)
-    results.push(...(await benchmark({server, file, rounds, say})))
+    results.push(...(await benchmark({server, file, rounds, loaded, say})))
   }
   process.stdout.write(json ? `${JSON.stringify({results})}\n` : `${tableOf(results)}\n`)
   return results.some(result => result.holds === false) ? 1 : 0

@@ -17,6 +17,17 @@ export function stateFolder(): Disposable & {readonly path: string} {
   }
 }
 
+/** The settings of a run, and nothing of the caller's own environment but where programs are. */
+export function environmentOf({url}: Pick<Database, 'url'>, stateDir: string) {
+  return {
+    PATH: process.env['PATH'] ?? '',
+    HOME: stateDir,
+    DATABASE_URL: url,
+    STATE_DIR: stateDir,
+    CLUSTER_NAME: CLUSTER,
+  }
+}
+
 /** Runs `owsync` as a process of its own, from Node's start to its end. */
 export function owsync(
   args: readonly string[],
@@ -25,13 +36,7 @@ export function owsync(
 ): Promise<Run> {
   const main = join(import.meta.dirname, '../src/main.ts')
   return run(process.execPath, ['--disable-warning=ExperimentalWarning', main, ...args, '--json'], {
-    env: {
-      PATH: process.env['PATH'],
-      HOME: stateDir,
-      DATABASE_URL: database.url,
-      STATE_DIR: stateDir,
-      CLUSTER_NAME: CLUSTER,
-    },
+    env: environmentOf(database, stateDir),
   })
 }
 

@@ -1,0 +1,65 @@
+import {DatabaseSync} from 'node:sqlite'
+import {syncOnce} from '../src/service/sync-once.ts'
+import type {Bench, Benchmark} from './bench.ts'
+import {load, ownCopy} from './loaded.ts'
+import {CLIENT} from './ours.ts'
+import {bounded, type Result} from './result.ts'
+
+const CHANGED = 100
+const DELETED = 10
+
+/** 100 changed and 10 deleted rows in a file whose app commits with a rollback journal. */
+export const benchIncrementRollback: Benchmark = bench =>
+  increment(bench, 'delete', {name: 'increment-rollback', must: 800})
+
+/** The same in a file in WAL mode, which the app keeps open. */
+export const benchIncrementWal: Benchmark = bench =>
+  increment(bench, 'wal', {name: 'increment-wal', must: 150})
+
+/** A whole sync in a warm process: lease, capture, apply, sidecar. The app's own commit is not counted. */
+async function increment(
+  {server, file, rounds, say}: Bench,
+  journalMode: 'delete' | 'wal',
+  {name, must}: Pick<Result, 'name'> & {readonly must: number},
+): Promise<Result[]> {
+  using copy = ownCopy(file)
+  using app = new DatabaseSync(copy.path, {enableForeignKeyConstraints: false})
+  app.exec(`pragma journal_mode = ${journalMode}`)
+  await using loaded = await load(server, copy.path)
+  const request = {client: CLIENT, full: false, dryRun: false, accept: false}
+  const times: number[] = []
+  // The first one warms the process and is not counted.
+  for (let i = 0; i <= rounds + 2; i++) {
+    change(app, i)
+    const since = performance.now()
+    const result = await syncOnce(loaded.pool, loaded.config, request, new AbortController().signal)
+    const ms = performance.now() - since
+    const {upserted, tombstoned} = result.rows
+    if (upserted !== CHANGED || tombstoned !== DELETED)
+      throw new Error(
+        `expected ${CHANGED} + ${DELETED} rows, and the sync applied ${upserted} + ${tombstoned}`,
+      )
+    if (i === 0) continue
+    times.push(ms)
+    say(`${name} ${i}: ${ms.toFixed(0)} ms`)
+  }
+  const work = `${CHANGED} changed + ${DELETED} deleted rows all over the file, a sync in a warm process`
+  return [bounded({name, work, must}, times)]
+}
+
+/** Changes and deletes messages in one commit, spread evenly over the table; other ones each time. */
+function change(app: DatabaseSync, round: number): void {
+  const ids = app
+    .prepare('select rowid as id from message order by rowid')
+    .all()
+    .map(row => row['id'] as number)
+  const step = Math.floor(ids.length / (CHANGED + DELETED))
+  const chosen = Array.from({length: CHANGED + DELETED}, (_, i) => ids[i * step + (round % step)]!)
+  const update = app.prepare(
+    "update message set content = content || ' (edited)', updated_at = updated_at + 1 where rowid = ?",
+  )
+  const remove = app.prepare('delete from message where rowid = ?')
+  app.exec('begin immediate')
+  for (const [i, id] of chosen.entries()) (i % (CHANGED / DELETED + 1) === 0 ? remove : update).run(id)
+  app.exec('commit')
+}
