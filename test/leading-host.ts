@@ -4,7 +4,7 @@ import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {withLease, type Lease} from '../src/cluster/lease.ts'
 import type {SourceSchema} from '../src/core/layout.ts'
-import {fragment, join as joined, raw, type Fragment} from '../src/postgres/sql.ts'
+import {fragment, join as joined, raw, type Fragment, type Pool} from '../src/postgres/sql.ts'
 import {restore} from '../src/restore/restore.ts'
 import {findDeployment, findSourceSchema, type Deployment} from '../src/state/deployments.ts'
 import {syncDeployment, type SyncResult, type SyncRun} from '../src/sync/sync.ts'
@@ -43,9 +43,31 @@ export type LeadingClient = AsyncDisposable & {
   written(): Promise<string>
 }
 
-export type SyncOptions = Partial<Omit<SyncRun, 'pool' | 'lease' | 'deployment' | 'stateDir'>>
+export type SyncOptions = Partial<Omit<SyncRun, 'lease' | 'deployment' | 'stateDir'>>
 
 const {signal} = new AbortController()
+
+/** Where a run is cut short: in its transaction of that number, before it commits or after. */
+export type Interruption = {readonly at: number; readonly when: 'before commit' | 'after commit'}
+
+/** What a pool that cuts a run short does it with. */
+export class InterruptedError extends Error {}
+
+/** @returns `pool`, but one of its transactions ends a run. */
+export function interrupted(pool: Pool, {at, when}: Interruption): Pool {
+  let left = at
+  const begin: Pool['begin'] = async (work, options) => {
+    if (--left !== 0) return await pool.begin(work, options)
+    await pool.begin(async tx => {
+      await work(tx)
+      if (when === 'before commit') throw new InterruptedError()
+    }, options)
+    throw new InterruptedError()
+  }
+  return new Proxy(pool, {
+    get: (_, name) => (name === 'begin' ? begin : (Reflect.get(pool, name) as unknown)),
+  })
+}
 
 /** As the settings are by default. */
 export const defaultLimits: SyncRun['limits'] = {

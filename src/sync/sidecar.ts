@@ -152,6 +152,7 @@ export class Sidecar implements Disposable {
         'insert or replace into adrift select t, key, digest from intent_adrift where digest is not null',
       )
       for (const {name} of this.#all('select name from intent_dropped')) this.#drop(name as string)
+      this.#run('delete from intent_renamed')
       // The rows go on, the pages stay behind until they are saved: a page may become again what it was, while its
       // rows do not.
       this.#forgetPages()
@@ -230,13 +231,14 @@ export class Sidecar implements Disposable {
 
   /**
    * Follows tables that the app renamed; what is left of a table whose name another one now has is forgotten.
-   * Part of the current capture.
+   * Part of the current capture: a cut that is never settled has renamed nothing.
    *
    * @param renames source name now -> source name as remembered.
    */
   follow(renames: ReadonlyMap<string, string>): void {
     const rename = (from: string, to: string) => {
       this.#run('update tables set name = ? where name = ?', to, from)
+      this.#run('insert into intent_renamed (was, is_now) values (?, ?)', from, to)
     }
     // By way of names that no table can have, so that two may swap theirs.
     for (const [to, from] of renames) rename(from, `\0${to}`)
@@ -499,8 +501,12 @@ export class Sidecar implements Disposable {
   }
 
   #clearIntent(): void {
+    for (const {was, is_now: isNow} of this.#all('select was, is_now from intent_renamed order by n desc')) {
+      this.#drop(was as string) // whoever took the name since knows nothing that is settled
+      this.#run('update tables set name = ? where name = ?', was as string, isNow as string)
+    }
     this
-      .#exec(`delete from intent; delete from intent_adrift; delete from intent_dropped; delete from meta where name = 'intent';
+      .#exec(`delete from intent; delete from intent_adrift; delete from intent_dropped; delete from intent_renamed; delete from meta where name = 'intent';
       delete from temp.aside; delete from temp.rows_aside; delete from temp.claimed`)
   }
 
@@ -570,6 +576,7 @@ function openFile(file: string): DatabaseSync {
       create table if not exists intent_adrift (t integer, key text, digest blob, primary key (t, key)) without rowid;
       create table if not exists pages (part integer primary key, bytes blob not null);
       create table if not exists intent_dropped (name text primary key) without rowid;
+      create table if not exists intent_renamed (n integer primary key, was text not null, is_now text not null);
       create temp table aside (t integer, key text, rid integer, digest blob, claimed integer, primary key (t, key)) without rowid;
       create temp table rows_aside (t integer, rid integer, key text, digest blob, primary key (t, rid)) without rowid;
       create temp table claimed (t integer, key text, primary key (t, key)) without rowid;
