@@ -8,7 +8,8 @@ import {fragment, join as joined, raw, type Fragment, type Pool} from '../src/po
 import {restore} from '../src/restore/restore.ts'
 import {findDeployment, findSourceSchema, type Deployment} from '../src/state/deployments.ts'
 import {syncDeployment, type SyncResult, type SyncRun} from '../src/sync/sync.ts'
-import {digestSql, literal, quote} from '../src/target/row-sql.ts'
+import {digestSql, quote} from '../src/target/row-sql.ts'
+import {literal} from '../src/target/type-map.ts'
 import {testDatabase, type TestDatabase} from './database.ts'
 import {testClient, testHost, type TestHost} from './host.ts'
 

@@ -1,6 +1,6 @@
 import {canonicalOrder, columnPrefix} from '../core/canonical.ts'
 import type {ColumnLayout, TableLayout} from '../core/layout.ts'
-import {canonicalSql} from './type-map.ts'
+import {canonicalSql, literal} from './type-map.ts'
 
 // SQL over one client table, generated from its layout. Every name comes out of `quote`; values are parameters.
 
@@ -9,27 +9,52 @@ export function quote(name: string): string {
   return `"${name.replaceAll('"', '""')}"`
 }
 
-/** @returns `text` as a quoted Postgres string literal, independent of `standard_conforming_strings`. */
-export function literal(text: string): string {
-  const quoted = `'${text.replaceAll("'", "''").replaceAll('\\', '\\\\')}'`
-  return text.includes('\\') ? `E${quoted}` : quoted
-}
-
 /** @returns an SQL expression for the digest of a live row, computed from the values that stand in it. */
 export function digestSql(table: TableLayout): string {
   const byName = new Map(table.columns.map(column => [column.source, column]))
   const columns = canonicalOrder([...byName.keys()]).map(name => byName.get(name) as ColumnLayout)
   const start = table.keyedBy === 'rowid' ? '_sync_key' : "''"
-  const row = (valueOf: (column: ColumnLayout) => string) =>
-    concatenation([
-      start,
-      ...columns.map(c => `coalesce(${literal(columnPrefix(c.source))} || (${valueOf(c)}), '')`),
-    ])
-  const plain = row(c => canonicalSql(quote(c.target), c))
+  const row = (valueOf: (column: ColumnLayout, prefix: string) => string) =>
+    concatenation([start, ...columns.map(c => `coalesce(${valueOf(c, columnPrefix(c.source))}, '')`)])
+  const plain = row((c, prefix) => canonicalSql(quote(c.target), c, prefix))
   const withRaw = row(
-    c => `coalesce(_sync_raw ->> ${literal(c.target)}, ${canonicalSql(quote(c.target), c)})`,
+    (c, prefix) =>
+      `${literal(prefix)} || (_sync_raw ->> ${literal(c.target)}), ${canonicalSql(quote(c.target), c, prefix)}`,
   )
   return `substring(sha256(convert_to(case when _sync_raw is null then ${plain} else ${withRaw} end, 'UTF8')) from 1 for 16)`
+}
+
+/**
+ * @returns SQL for the rows of a client table whose json is turned into text once, instead of wherever it is used, and
+ * the layout that reads them. `where` limits the rows.
+ */
+export function withPlainText(
+  schema: string,
+  table: TableLayout,
+  where: string,
+): {from: string; layout: TableLayout} {
+  const isJson = ({type}: ColumnLayout) => type === 'json'
+  const columns = table.columns.map(c =>
+    isJson(c) ? `${quote(c.target)}::text as ${quote(c.target)}` : quote(c.target),
+  )
+  const bookkeeping = [
+    '_sync_key',
+    '_sync_hash',
+    '_sync_deleted_at',
+    '_sync_edited_by',
+    '_sync_diverged',
+    '_sync_raw',
+  ]
+  return {
+    // `offset 0` keeps the planner from putting the casts back into every place.
+    from: `(select ${[...bookkeeping, ...columns].join(', ')} from ${quote(schema)}.${quote(table.target)} where ${where} offset 0) as rows`,
+    layout: {
+      ...table,
+      columns: table.columns.map(c =>
+        isJson(c) ? {...c, type: 'text' as const, affinity: 'text' as const} : c,
+      ),
+    },
+  }
 }
 
 /** A balanced tree of `||`: a table of 1,500 columns in one chain would exhaust the server's parser stack. */

@@ -2,7 +2,8 @@ import type {ColumnLayout, TableLayout} from '../core/layout.ts'
 import type {Value} from '../core/value.ts'
 import {fromCanonical} from '../core/canonical.ts'
 import {raw, type Tx} from '../postgres/sql.ts'
-import {digestSql, quote} from './row-sql.ts'
+import {digestSql, quote, withPlainText} from './row-sql.ts'
+import {TupleReader} from './tuples.ts'
 import {fromDouble, fromText} from './type-map.ts'
 
 /** A row as the target has it, with the values that its columns and `_sync_raw` stand for. */
@@ -17,89 +18,24 @@ export type StoredRow = {
  * Streams the live rows of one client table, some at a time, in no particular order. At most one message of the
  * server and one row are in memory.
  *
- * @param layout its columns are the ones to be read and digested: those of the table, or fewer.
+ * @param table its columns are the ones to be read and digested: those of the table, or fewer.
  */
 export async function* storedRows(
   tx: Tx,
   schema: string,
-  layout: TableLayout,
+  table: TableLayout,
   signal: AbortSignal,
 ): AsyncGenerator<StoredRow[]> {
+  const {from, layout} = withPlainText(schema, table, '_sync_deleted_at is null')
   const columns = layout.columns.map(column => quote(column.target))
-  const table = `${quote(schema)}.${quote(layout.target)}`
-  const select = `select ${['_sync_key', digestSql(layout), '_sync_raw::text', ...columns].join(', ')}
-    from ${table} where _sync_deleted_at is null`
+  const list = ['_sync_key', digestSql(layout), '_sync_raw::text', ...columns].join(', ')
+  const copy = raw(`copy (select ${list} from ${from}) to stdout (format binary)`)
   const tuples = new TupleReader(columns.length + 3)
   const decode = (bytes: Buffer, starts: Int32Array, ends: Int32Array) =>
     rowOf(bytes, starts, ends, layout.columns)
-  for await (const chunk of tx.copyTo(raw(`copy (${select}) to stdout (format binary)`), signal)) {
+  for await (const chunk of tx.copyTo(copy, signal)) {
     const rows = tuples.read(chunk, decode)
     if (rows.length > 0) yield rows
-  }
-}
-
-const HEADER_BYTES = 19
-
-/** Makes something of a tuple. Its fields stand in `bytes` from `starts` to `ends`; a start of -1 is NULL. */
-type Decode<T> = (bytes: Buffer, starts: Int32Array, ends: Int32Array) => T
-
-/**
- * Cuts a binary COPY stream into tuples: https://www.postgresql.org/docs/current/sql-copy.html#id-1.9.3.55.9.4
- * Fields are told by their offsets: an object for each of millions would be most of the work.
- */
-export class TupleReader {
-  readonly #starts: Int32Array
-  readonly #ends: Int32Array
-  #pending: Buffer[] = []
-  #pendingBytes = 0
-  /** How many bytes must be there before it is worth looking again: a long row must not be copied for each chunk. */
-  #wanted = HEADER_BYTES
-  #hasHeader = false
-
-  constructor(fields: number) {
-    this.#starts = new Int32Array(fields)
-    this.#ends = new Int32Array(fields)
-  }
-
-  /** @returns what `decode` makes of the tuples that `chunk` completes. Their memory is not used again. */
-  read<T>(chunk: Buffer, decode: Decode<T>): T[] {
-    this.#pending.push(chunk)
-    this.#pendingBytes += chunk.length
-    if (this.#pendingBytes < this.#wanted) return []
-    const bytes = this.#pending.length === 1 ? chunk : Buffer.concat(this.#pending)
-    const decoded: T[] = []
-    let at = this.#hasHeader ? 0 : HEADER_BYTES
-    this.#hasHeader = true
-    for (;;) {
-      const end = this.#tuple(bytes, at)
-      if (end < 0) {
-        this.#wanted = -end - at
-        break
-      }
-      // A tuple of -1 fields ends the stream.
-      if (bytes.readInt16BE(at) >= 0) decoded.push(decode(bytes, this.#starts, this.#ends))
-      at = end
-    }
-    this.#pending = [bytes.subarray(at)]
-    this.#pendingBytes = bytes.length - at
-    return decoded
-  }
-
-  /** @returns the offset behind the tuple at `at`; when it is not complete, minus the offset that it reaches at least. */
-  #tuple(bytes: Buffer, at: number): number {
-    if (at + 2 > bytes.length) return -(at + 2)
-    const fields = bytes.readInt16BE(at)
-    let end = at + 2
-    for (let i = 0; i < fields; i++) {
-      if (end + 4 > bytes.length) return -(end + 4)
-      const length = bytes.readInt32BE(end)
-      end += 4
-      this.#starts[i] = length < 0 ? -1 : end
-      if (length > 0) end += length
-      if (end > bytes.length) return -end
-      this.#ends[i] = end
-    }
-    return end
   }
 }
 

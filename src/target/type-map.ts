@@ -130,27 +130,37 @@ export function fromText(text: string, affinity: Affinity): bigint | string {
   return hasNumberAffinity(affinity) && INTEGER_LIKE.test(text) ? BigInt(text) : text
 }
 
-/** @returns SQL for the canonical text of a typed column (null when it is null), of the column named by `c`. */
-export function canonicalSql(c: string, column: ColumnLayout): string {
-  const text = `'t' || octet_length(${c}) || ':' || ${c}`
+/**
+ * @param prefix put before the text: as a part of its first literal it costs nothing.
+ * @returns SQL for the canonical text of a typed column (null when it is null), of the column named by `c`.
+ */
+export function canonicalSql(c: string, column: ColumnLayout, prefix = ''): string {
+  const begin = (storageClass: string) => literal(prefix + storageClass)
+  const text = `${begin('t')} || octet_length(${c}) || ':' || ${c}`
   switch (column.type) {
     case 'bigint':
-      return `'i' || ${c} || ';'`
+      return `${begin('i')} || ${c} || ';'`
     case 'boolean':
-      return `case ${c} when true then 'i1;' when false then 'i0;' end`
+      return `case ${c} when true then ${begin('i1;')} when false then ${begin('i0;')} end`
     case 'double precision': {
-      const real = `'r' || encode(float8send(${c}), 'hex') || ';'`
+      const real = `${begin('r')} || encode(float8send(${c}), 'hex') || ';'`
       if (column.affinity !== 'numeric') return real
-      return `case when ${c} = trunc(${c}) and abs(${c}) <= 9007199254740992 then 'i' || ${c}::bigint || ';' else ${real} end`
+      return `case when ${c} = trunc(${c}) and abs(${c}) <= 9007199254740992 then ${begin('i')} || ${c}::bigint || ';' else ${real} end`
     }
     case 'text':
       if (!hasNumberAffinity(column.affinity)) return text
-      return `case when ${c} ~ '${INTEGER_LIKE.source}' then 'i' || ${c} || ';' else ${text} end`
+      return `case when ${c} ~ '${INTEGER_LIKE.source}' then ${begin('i')} || ${c} || ';' else ${text} end`
     case 'json':
-      return `'t' || octet_length(${c}::text) || ':' || ${c}::text`
+      return `${begin('t')} || octet_length(${c}::text) || ':' || ${c}::text`
     case 'bytea':
-      return `'b' || encode(${c}, 'hex') || ';'`
+      return `${begin('b')} || encode(${c}, 'hex') || ';'`
   }
+}
+
+/** @returns `text` as a quoted Postgres string literal, independent of `standard_conforming_strings`. */
+export function literal(text: string): string {
+  const quoted = `'${text.replaceAll("'", "''").replaceAll('\\', '\\\\')}'`
+  return text.includes('\\') ? `E${quoted}` : quoted
 }
 
 function toDouble(value: Exclude<Value, null>, affinity: Affinity): {typed: Typed; exact: boolean} {
