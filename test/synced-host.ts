@@ -4,7 +4,9 @@ import {join} from 'node:path'
 import {loadConfig, type Config} from '../src/config/config.ts'
 import {urlOf} from '../src/net/endpoint.ts'
 import {syncOnce} from '../src/service/sync-once.ts'
+import {verifyOnce, type VerifyRequest} from '../src/service/verify-once.ts'
 import type {SyncResult} from '../src/sync/sync.ts'
+import type {VerifyResult} from '../src/sync/verify.ts'
 import {testDatabase, type TestDatabase} from './database.ts'
 import {testHost, type TestHost} from './host.ts'
 import {openShape} from './shapes.ts'
@@ -21,6 +23,7 @@ export type SyncedHost = AsyncDisposable & {
   /** Makes or changes a source in the folder. @returns its path. */
   source(name: string, change: (db: DatabaseSync) => void): string
   sync(client: string, sqlite?: string): Promise<SyncResult>
+  verify(client: string, request?: Partial<VerifyRequest>): Promise<VerifyResult>
 }
 
 let hosts = 0
@@ -52,6 +55,10 @@ export async function syncedHost(): Promise<SyncedHost> {
     async sync(client, sqlite) {
       const request = {client, sqlite, full: false, dryRun: false, accept: true}
       return await syncOnce(host, config, request, new AbortController().signal)
+    },
+    async verify(client, request) {
+      const whole = {client, quick: false, repair: false, ...request}
+      return (await verifyOnce(host, config, whole, new AbortController().signal)).result
     },
     [Symbol.asyncDispose]: () => stack.disposeAsync(),
   }

@@ -28,6 +28,11 @@ export const commands: readonly Entry[] = [
     load: async () => (await import('./sync.ts')).sync,
   },
   {
+    name: 'verify',
+    about: 'Prove that Postgres holds what the SQLite file holds.',
+    load: async () => (await import('./verify.ts')).verify,
+  },
+  {
     name: 'restore',
     about: 'Rebuild a client’s SQLite file from Postgres.',
     load: async () => (await import('./restore.ts')).restore,

@@ -1,6 +1,5 @@
 import {realpath} from 'node:fs/promises'
 import {resolve} from 'node:path'
-import {setTimeout as sleep} from 'node:timers/promises'
 import {withLease} from '../cluster/lease.ts'
 import type {Config} from '../config/config.ts'
 import {parseClientName} from '../core/client-name.ts'
@@ -15,7 +14,7 @@ import {
   UnknownClientError,
   type Deployment,
 } from '../state/deployments.ts'
-import {DeploymentBusyError, lockDeployment} from '../sync/lock.ts'
+import {waitForDeployment} from '../sync/lock.ts'
 import {syncDeployment, type SyncResult} from '../sync/sync.ts'
 
 /** What `owsync sync` is asked to do. */
@@ -51,7 +50,7 @@ export async function syncOnce(
   const path = sqlite ?? deployment.sqlitePath
   if (path === null)
     throw new UsageError(`${deployment.clientName} has no SQLite file yet`, 'Give it with --sqlite FILE.')
-  using lock = await lockPatiently(config.stateDir, deployment, signal)
+  using lock = await waitForDeployment(config.stateDir, deployment, PATIENCE_MS, signal)
   const nodeId = `${config.clusterName}-cli`
   return await withLease(
     pool,
@@ -125,22 +124,6 @@ async function resolveDeployment(
   // For a known client this checks that the two names really are one.
   await registerDeployment(pool, client.name, known?.sqlitePath ?? (await realpath(client.sqlite)))
   return (await findDeployment(pool, client.schema)) as Deployment
-}
-
-async function lockPatiently(
-  stateDir: string,
-  deployment: Deployment,
-  signal: AbortSignal,
-): Promise<Disposable> {
-  const since = performance.now()
-  for (;;) {
-    try {
-      return lockDeployment(stateDir, deployment.deploymentId, deployment.clientName)
-    } catch (error) {
-      if (!(error instanceof DeploymentBusyError) || performance.now() - since > PATIENCE_MS) throw error
-      await sleep(250, undefined, {signal})
-    }
-  }
 }
 
 /** The history shows failed runs too; when even that cannot be written, the failure itself is what counts. */

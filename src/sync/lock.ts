@@ -1,6 +1,7 @@
 import {mkdirSync} from 'node:fs'
 import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
+import {setTimeout as sleep} from 'node:timers/promises'
 import {SyncError} from '../core/errors.ts'
 import {inStateDir} from './state-dir.ts'
 
@@ -44,5 +45,27 @@ export function lockDeployment(stateDir: string, deploymentId: string, clientNam
     [Symbol.dispose]: () => {
       db.close()
     },
+  }
+}
+
+/**
+ * The same, asking again until the other process has finished.
+ *
+ * @throws {DeploymentBusyError} when it has not within `patienceMs`.
+ */
+export async function waitForDeployment(
+  stateDir: string,
+  {deploymentId, clientName}: {readonly deploymentId: string; readonly clientName: string},
+  patienceMs: number,
+  signal: AbortSignal,
+): Promise<Disposable> {
+  const since = performance.now()
+  for (;;) {
+    try {
+      return lockDeployment(stateDir, deploymentId, clientName)
+    } catch (error) {
+      if (!(error instanceof DeploymentBusyError) || performance.now() - since > patienceMs) throw error
+      await sleep(250, undefined, {signal})
+    }
   }
 }

@@ -1,0 +1,84 @@
+import {Pace, isWal} from '../source/capture.ts'
+import {SchemaMovedError} from '../source/errors.ts'
+import {
+  introspect,
+  readDataVersion,
+  readSchemaVersion,
+  type SourceSpec,
+  type TableSpec,
+} from '../source/introspect.ts'
+import {errcode, whenFree, type Source} from '../source/open.ts'
+import {TableReader, type Position, type RefusedRow, type SourceRow} from '../source/read.ts'
+
+/** A source while it is being read, with the schema it has. */
+export type Snapshot = {
+  readonly spec: SourceSpec
+  /** Reads a table from its first row to its last. @returns how many rows it has. */
+  scan(
+    table: TableSpec,
+    each: {row: (row: SourceRow) => void; refused?: (row: RefusedRow) => void},
+  ): Promise<number>
+}
+
+const SQLITE_ERROR = 1
+const SQLITE_SCHEMA = 17
+
+/**
+ * Reads a source without getting in its app's way: in WAL mode in one transaction, which blocks nobody; in
+ * rollback-journal mode a page at a time, each within the lock budget, so that rows may be of different instants.
+ *
+ * @throws {SchemaMovedError} when the app changed its schema meanwhile.
+ */
+export async function withSnapshot<T>(
+  source: Source,
+  lockBudgetMs: number,
+  work: (snapshot: Snapshot) => Promise<T>,
+  signal: AbortSignal,
+): Promise<T> {
+  const {db} = source
+  const inOneTransaction = await whenFree(source, () => isWal(source), signal)
+  const pace = new Pace(source, inOneTransaction ? undefined : lockBudgetMs, signal)
+  if (inOneTransaction) db.exec('begin')
+  try {
+    const spec = await whenFree(source, () => introspect(db), signal)
+    const result = await work({
+      spec,
+      async scan(table, {row, refused}) {
+        const reader = new TableReader(db, table)
+        let position: Position | undefined
+        let count = 0
+        do {
+          const at = position
+          const page = await pace.read(() =>
+            reader.page(at, {...pace.budget, rows: PAGE_ROWS, bytes: PAGE_BYTES}),
+          )
+          position = page.next
+          for (const each of page.rows) row(each)
+          for (const each of page.refused) refused?.(each)
+          count += page.rows.length + page.refused.length
+        } while (position !== undefined)
+        return count
+      },
+    })
+    if ((await whenFree(source, () => readSchemaVersion(db), signal)) !== spec.schemaVersion)
+      throw new SchemaMovedError(source.file)
+    return result
+  } catch (cause) {
+    const code = errcode(cause)
+    // A statement that no longer fits its table says so.
+    if (!inOneTransaction && (code === SQLITE_ERROR || code === SQLITE_SCHEMA))
+      throw new SchemaMovedError(source.file, {cause})
+    throw cause
+  } finally {
+    if (db.isTransaction) db.exec('commit')
+  }
+}
+
+/** @returns a number that moves with every commit of the app. Comparable only on this connection. */
+export async function versionOf(source: Source, signal: AbortSignal): Promise<bigint> {
+  return whenFree(source, () => readDataVersion(source.db), signal)
+}
+
+// Small pages: what outlives a young garbage collection makes the process grow.
+const PAGE_ROWS = 500
+const PAGE_BYTES = 1024 * 1024
