@@ -4,7 +4,9 @@ import {mkdtemp, rm} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {fileURLToPath} from 'node:url'
+import {loadConfig} from '../src/config/config.ts'
 import {urlOf, type Endpoint} from '../src/net/endpoint.ts'
+import {syncOnce, type SyncRequest} from '../src/service/sync-once.ts'
 import type {SyncResult} from '../src/sync/sync.ts'
 import {testDatabase, type TestDatabase} from './database.ts'
 import {testHost, type TestHost} from './host.ts'
@@ -21,6 +23,8 @@ export type Site = AsyncDisposable & {
   sync(client: string, options?: RunOptions): Promise<Run>
   /** The same, for whoever wants to end it sooner. */
   start(client: string, options?: RunOptions): Running
+  /** The same within this process: quicker, and a failure is thrown. */
+  syncHere(client: string, request?: Partial<SyncRequest>, env?: NodeJS.ProcessEnv): Promise<SyncResult>
 }
 
 export type RunOptions = {
@@ -72,8 +76,15 @@ export async function testSite(cluster = 'host-a'): Promise<Site> {
   const stateDir = join(folder, 'state')
   const start = (client: string, options: RunOptions = {}) =>
     startSync(client, {endpoint: host.endpoint, cluster, stateDir, ...options})
+  const settings = {DATABASE_URL: urlOf(host.endpoint), CLUSTER_NAME: cluster, STATE_DIR: stateDir}
+  const syncHere: Site['syncHere'] = async (client, request, env) => {
+    const config = await loadConfig({...settings, ...env})
+    const asked = {client, full: false, dryRun: false, accept: false, ...request}
+    return syncOnce(host, config, asked, new AbortController().signal)
+  }
   const kept = resources.move()
   return {
+    syncHere,
     db,
     host,
     folder,
@@ -129,7 +140,7 @@ function startSync(
         : undefined
       resolve({
         code,
-        result: printed === undefined || 'error' in printed ? undefined : (printed),
+        result: printed === undefined || 'error' in printed ? undefined : printed,
         error: printed?.error,
         ...text,
         peakMb,

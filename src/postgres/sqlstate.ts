@@ -197,9 +197,11 @@ export class DataError extends SyncError {
   constructor(cause: pg.DatabaseError) {
     // The server may speak another language than English.
     const line = /^COPY .*?, \p{L}+ (\d+)/mu.exec(cause.where ?? '')?.[1]
-    const where = [cause.table && `table ${cause.table}`, cause.column && `column ${cause.column}`].filter(
-      Boolean,
-    )
+    const where = [
+      cause.table && `table ${cause.table}`,
+      cause.column && `column ${cause.column}`,
+      cause.constraint && `constraint ${cause.constraint}`,
+    ].filter(Boolean)
     super(
       `Postgres refused a value (${cause.code ?? 'no code'})${where.map(part => `, ${part ?? ''}`).join('')}`,
       {cause},
@@ -285,7 +287,8 @@ function fromSqlstate(error: pg.DatabaseError, during: During, address: string):
     case '57014':
       return new StatementTimeoutError(options)
   }
-  if (state.startsWith('22') || state.startsWith('23') || state.startsWith('54')) return new DataError(error)
+  // P0001 is what a trigger of somebody's own raises; ours have states of their own (refusals.ts).
+  if (/^(22|23|44|54|P0001)/.test(state)) return new DataError(error)
   // Class 08, and 57P01 to 57P05 and 25P03 to 25P04 where the server or its operator ends sessions.
   if (/^(08|57P|25P0[34])/.test(state)) {
     return during === 'connect'

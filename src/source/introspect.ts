@@ -224,24 +224,30 @@ export function sampleClasses(
   const rows = Math.max(20, Math.ceil(SAMPLED_VALUES / table.columns.length / 2))
   const name = ident(table.name)
   const place = table.rowidName
-  const where =
+  const sampled =
     place === undefined
-      ? ''
-      : `where ${place} in (select * from (select ${place} from ${name} order by ${place} limit ${rows})
+      ? `${name} limit ${rows}`
+      : `${name} where ${place} in (select * from (select ${place} from ${name} order by ${place} limit ${rows})
           union all select * from (select ${place} from ${name} order by ${place} desc limit ${rows}))`
-  const bits = (c: string) =>
-    `coalesce(max((typeof(${c}) = 'integer' and ${c} in (0, 1)) * ${classes.bit}), 0)
-     | coalesce(max((typeof(${c}) = 'integer' and ${c} not in (0, 1) and ${c} between -9007199254740992 and 9007199254740992) * ${classes.integer}), 0)
-     | coalesce(max((typeof(${c}) = 'integer' and ${c} not between -9007199254740992 and 9007199254740992) * ${classes.wideInteger}), 0)
-     | coalesce(max((typeof(${c}) = 'real') * ${classes.real}), 0)
-     | coalesce(max((typeof(${c}) = 'text') * ${classes.text}), 0)
-     | coalesce(max((typeof(${c}) = 'blob') * ${classes.blob}), 0)`
+  // Only integers are read, so that neither a long value nor one that is too long is.
+  const read = (c: string, i: number) =>
+    `typeof(${c}) as t${i}, iif(typeof(${c}) = 'integer', ${c}, null) as n${i}`
+  const isExact = (n: string) => `${n} between -9007199254740992 and 9007199254740992`
+  const bits = (_: string, i: number) =>
+    [
+      `coalesce(max(n${i} in (0, 1)), 0) * ${classes.bit}`,
+      `coalesce(max(n${i} not in (0, 1) and ${isExact(`n${i}`)}), 0) * ${classes.integer}`,
+      `coalesce(max(not (${isExact(`n${i}`)})), 0) * ${classes.wideInteger}`,
+      `coalesce(max(t${i} = 'real'), 0) * ${classes.real}`,
+      `coalesce(max(t${i} = 'text'), 0) * ${classes.text}`,
+      `coalesce(max(t${i} = 'blob'), 0) * ${classes.blob}`,
+    ].join(' | ')
   const found: number[] = []
   // A few hundred expressions a statement: SQLite limits the columns of a result and the depth of an expression.
   for (let at = 0; at < table.columns.length; at += 200) {
     const columns = table.columns.slice(at, at + 200).map(column => ident(column.name))
     const statement = db.prepare(
-      `select ${columns.map(bits).join(', ')} from ${place === undefined ? `(select * from ${name} limit ${rows})` : name} ${where}`,
+      `select ${columns.map(bits).join(', ')} from (select ${columns.map(read).join(', ')} from ${sampled})`,
     )
     statement.setReturnArrays(true)
     found.push(...(statement.get() as unknown as number[]))

@@ -55,7 +55,7 @@ export async function openSource(path: string, signal: AbortSignal): Promise<Sou
   const source = sourceOf(file, seen, db)
   try {
     // A value or a row larger than this is refused by name; SQLite then never hands it to us.
-    db.limits.length = LONGEST_VALUE_BYTES
+    db.limits.length = longestValue.bytes
     await whenFree(source, () => db.prepare('select count(*) from sqlite_schema').get(), signal)
     if (source.isReplaced()) throw replaced(file)
     return source
@@ -133,8 +133,11 @@ function readAll(fd: number, buffer: Buffer, bytes: number, position: number): n
   return length
 }
 
-/** Values above this size are refused by name (SPEC: 256 MB); a jsonb string in `_sync_raw` could not hold them. */
-export const LONGEST_VALUE_BYTES = 256 * 1024 * 1024
+/**
+ * Values above this size are refused by name; a jsonb string in `_sync_raw` could not hold them. Nobody sets it but
+ * tests, which would wait long for values of that size.
+ */
+export const longestValue = {bytes: 256 * 1024 * 1024}
 
 /**
  * Runs a short read, again while the app's lock refuses it.

@@ -10,7 +10,7 @@ import {
 import {RawText, type Value} from '../core/value.ts'
 import {SourceUnreadableError} from './errors.ts'
 import {ident, type TableSpec} from './introspect.ts'
-import {errcode, LONGEST_VALUE_BYTES} from './open.ts'
+import {errcode, longestValue} from './open.ts'
 
 /** One row of a source, as read. `rowid` is 0 in a WITHOUT ROWID table. */
 export type SourceRow = {
@@ -351,7 +351,7 @@ export class TableReader {
         : parts.length < key.length
           ? keyOfUnkeyed(rowid)
           : keyOf(parts)
-    const reason = `column ${large?.name ?? '?'} holds ${large?.bytes ?? 0} bytes, more than the ${LONGEST_VALUE_BYTES} that can be mirrored`
+    const reason = `column ${large?.name ?? '?'} holds ${large?.bytes ?? 0} bytes, more than the ${longestValue.bytes} that can be mirrored`
     return {row: {rowid, key: rowKey, reason}, position}
   }
 }

@@ -102,6 +102,16 @@ export async function unquarantine(sql: Sql, deploymentId: string): Promise<void
     where deployment_id = ${deploymentId} and status = 'quarantined'`
 }
 
+/** How the last sync ended, when it applied nothing that would say so. */
+export async function recordStatus(
+  sql: Sql,
+  deploymentId: string,
+  status: 'success' | 'failed',
+): Promise<void> {
+  await sql`update sync_metadata.client_deployments set last_sync_status = ${status}, updated_at = now()
+    where deployment_id = ${deploymentId} and last_sync_status is distinct from ${status}`
+}
+
 /** A run that changed nothing because it failed, for the history. */
 export async function recordFailure(
   sql: Sql,

@@ -1,5 +1,4 @@
 import {json, type Pool, type Tx} from '../postgres/sql.ts'
-import {DataError} from '../postgres/sqlstate.ts'
 import {saveSourceSchema, type Deployment} from '../state/deployments.ts'
 import {applyTable, clearColumn, TableRefusedError, tombstoneAll} from '../target/apply.ts'
 import type {Operation} from '../target/plan.ts'
@@ -12,7 +11,11 @@ import type {SyncRun} from './sync.ts'
 /** Rows of one cut that Postgres may refuse before we suspect ourselves instead of the rows. */
 const MOST_REFUSALS = 100
 
-/** One fenced transaction for the whole cut; again without a row whenever Postgres refuses that row. */
+/**
+ * One fenced transaction for the whole cut; again without a row whenever Postgres refuses that row.
+ *
+ * @returns the new generation, or `undefined` when Postgres refused all there was.
+ */
 export async function applyCut(
   run: SyncRun,
   report: Report,
@@ -21,7 +24,7 @@ export async function applyCut(
   cutId: string,
   loaded: Loaded | undefined,
   signal: AbortSignal,
-): Promise<bigint> {
+): Promise<bigint | undefined> {
   const {pool, lease, deployment, limits} = run
   const care = new Care()
   for (;;) {
@@ -43,10 +46,11 @@ export async function applyCut(
     } catch (error) {
       const refused = await care.learn(error, cut)
       if (refused === undefined) throw error
-      if (refused !== 'indexes') {
-        sidecar.unremember(refused.source, refused.row.key)
-        report.refuse(refused.row)
+      for (const {source, row} of refused) {
+        sidecar.unremember(source, row.key)
+        report.refuse(row)
       }
+      if (report.hasNoRows && !cut.isSchemaChanged && loaded === undefined) return undefined
     }
   }
 }
@@ -73,6 +77,7 @@ async function writeCut(
       count: spool.count,
       tombstones: spool.tombstones,
       mayRepeat: !cut.capture.consistent,
+      findRefused: care.mustSearch(spool.layout.source),
       stream: (skip: ReadonlySet<number>) => spool.stream(skip),
     }
     await applyTable(tx, schemaName, changes, care.skip(spool.layout.source), signal)
@@ -85,6 +90,7 @@ async function writeCut(
 class Care {
   readonly loosened = new Set<string>()
   readonly #staged = new Set<string>()
+  readonly #searched = new Set<string>()
   readonly #skip = new Map<string, Set<number>>()
   #refusals = 0
 
@@ -92,40 +98,57 @@ class Care {
     return this.#staged.has(table)
   }
 
+  mustSearch(table: string): boolean {
+    return this.#searched.has(table)
+  }
+
   skip(table: string): ReadonlySet<number> {
     return this.#skip.get(table) ?? new Set()
   }
 
-  /** @returns what the next try does differently, or `undefined` when there is nothing left to try. */
+  /**
+   * @returns the rows to be left out from now on, none when the next try does something else differently;
+   * `undefined` when there is nothing left to try.
+   */
   async learn(
     error: unknown,
     cut: Cut,
-  ): Promise<'indexes' | {source: string; row: QuarantinedRow} | undefined> {
-    if (!(error instanceof TableRefusedError) || !(error.cause instanceof DataError)) return undefined
-    const spool = cut.spools.get(error.table)
-    if (spool === undefined || ++this.#refusals > MOST_REFUSALS) return undefined
+  ): Promise<readonly {source: string; row: QuarantinedRow}[] | undefined> {
+    if (!(error instanceof TableRefusedError)) return undefined
+    const {table, cause, lines} = error
+    const spool = cut.spools.get(table)
+    if (spool === undefined) return undefined
     const {target} = spool.layout
-    if (error.cause.sqlstate === '54000' && !this.loosened.has(target)) {
+    if (cause.sqlstate === '54000' && !this.loosened.has(target)) {
       this.loosened.add(target)
-      return 'indexes'
+      return []
     }
-    if (!this.#staged.has(error.table)) {
-      // Staged by COPY, Postgres says which row it is.
-      this.#staged.add(error.table)
-      return 'indexes'
+    if (!this.#staged.has(table)) {
+      // Staged by COPY, Postgres says which row it is when the value itself is the reason.
+      this.#staged.add(table)
+      return []
     }
-    if (error.cause.line === undefined) return undefined
-    const skip = this.#skip.get(error.table) ?? new Set<number>()
-    this.#skip.set(error.table, skip)
-    let line = error.cause.line
-    for (const left of [...skip].sort((a, b) => a - b)) if (left <= line) line++
-    skip.add(line)
-    const key = await spool.keyAt(line)
-    if (key === undefined) return undefined
-    return {
-      source: error.table,
-      row: {table: target, key, code: error.cause.code, reason: error.cause.message},
+    if (lines.length === 0) {
+      if (this.#searched.has(table)) return undefined
+      this.#searched.add(table)
+      return []
     }
+    this.#refusals += lines.length
+    if (this.#refusals > MOST_REFUSALS) return undefined
+    const skip = this.#skip.get(table) ?? new Set<number>()
+    this.#skip.set(table, skip)
+    const left = [...skip].sort((a, b) => a - b)
+    const refused = []
+    for (const {line: sent, cause} of lines) {
+      // Postgres counts the rows it was sent; ours are counted with those that were left out.
+      let line = sent
+      for (const before of left) if (before <= line) line++
+      skip.add(line)
+      const key = await spool.keyAt(line)
+      if (key === undefined) return undefined
+      refused.push({source: table, row: {table: target, key, code: cause.code, reason: cause.message}})
+    }
+    return refused
   }
 }
 

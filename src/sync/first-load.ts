@@ -2,7 +2,7 @@ import {randomUUID} from 'node:crypto'
 import type {SourceSchema, TableLayout} from '../core/layout.ts'
 import type {Lease} from '../cluster/lease.ts'
 import {json, type Pool, type Tx} from '../postgres/sql.ts'
-import {DataError} from '../postgres/sqlstate.ts'
+import type {DataError} from '../postgres/sqlstate.ts'
 import {Pace} from '../source/capture.ts'
 import {introspect, readDataVersion, type SourceSpec} from '../source/introspect.ts'
 import {whenFree, type Source} from '../source/open.ts'
@@ -316,12 +316,7 @@ class Load {
 
   /** @returns whether it was one row that Postgres refused, which is then left out of the next try. */
   #noteRefusal(error: unknown): boolean {
-    if (
-      !(error instanceof TableRefusedError) ||
-      !(error.cause instanceof DataError) ||
-      error.cause.line === undefined
-    )
-      return false
+    if (!(error instanceof TableRefusedError) || error.cause.line === undefined) return false
     const skip = this.#skip.get(error.table) ?? new Map<number, DataError>()
     this.#skip.set(error.table, skip)
     if (this.#refused.length + skip.size >= MOST_REFUSALS) return false

@@ -39,6 +39,11 @@ export class Report {
     return this.#refused.length
   }
 
+  /** True when nothing is left that could be applied. */
+  get hasNoRows(): boolean {
+    return this.#upserted === 0 && this.#tombstoned === 0
+  }
+
   add(cut: Cut, loaded: Loaded | undefined, source: Source, sidecar: Sidecar): void {
     const known = new Set(cut.refused.map(row => JSON.stringify([row.table, row.key])))
     this.#refused.push(

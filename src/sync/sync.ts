@@ -12,6 +12,7 @@ import {
   findSourceSchema,
   quarantine,
   readRevisions,
+  recordStatus,
   unquarantine,
   type Deployment,
 } from '../state/deployments.ts'
@@ -175,6 +176,14 @@ async function runSync(run: SyncRun, signal: AbortSignal): Promise<SyncResult> {
     keepPages(run, sidecar, open, finder)
     sidecar.note('cookie', cookieOf(open, cut.capture.spec))
   }
+  const keepCut = async () => {
+    if (deployment.status === 'quarantined') await unquarantine(pool, deployment.deploymentId)
+    await recordQuarantine(pool, deployment, report.refused)
+    if (report.quarantined > 0 || deployment.quarantinedRows > 0)
+      await recordStatus(pool, deployment.deploymentId, report.quarantined > 0 ? 'failed' : 'success')
+    note()
+    return report.unchanged(sidecar)
+  }
   const hasNews = cut.upserted > 0 || cut.tombstoned > 0 || cut.isSchemaChanged || loaded !== undefined
   if (!hasNews) {
     // Rows that only moved are for the sidecar alone: Postgres has their cut already.
@@ -182,15 +191,16 @@ async function runSync(run: SyncRun, signal: AbortSignal): Promise<SyncResult> {
       sidecar.intend(deployment.cutId as string, cut.capture.consistent)
       sidecar.settle(deployment.cutId as string)
     } else sidecar.abandon()
-    if (deployment.status === 'quarantined') await unquarantine(pool, deployment.deploymentId)
-    await recordQuarantine(pool, deployment, report.refused)
-    note()
-    return report.unchanged(sidecar)
+    return await keepCut()
   }
 
   const cutId = randomUUID()
   sidecar.intend(cutId, cut.capture.consistent)
   const generation = await applyCut(run, report, sidecar, cut, cutId, loaded, signal)
+  if (generation === undefined) {
+    sidecar.abandon()
+    return await keepCut()
+  }
   sidecar.settle(cutId)
   note()
   return report.done(loaded !== undefined || run.full ? 'full' : 'incremental', generation)

@@ -1,7 +1,7 @@
 import type {ColumnLayout, TableLayout} from '../core/layout.ts'
 import {SyncError} from '../core/errors.ts'
 import {fragment, join, raw, type Fragment, type Tx} from '../postgres/sql.ts'
-import {isDataError} from '../postgres/sqlstate.ts'
+import {isDataError, type DataError} from '../postgres/sqlstate.ts'
 import type {TargetRow} from './copy-format.ts'
 import {quote} from './row-sql.ts'
 import type {Typed} from './type-map.ts'
@@ -15,20 +15,29 @@ export type TableChanges = {
   readonly tombstones: readonly string[]
   /** True when a key may come twice, because the app changed rows while they were being read: the later one counts. */
   readonly mayRepeat: boolean
+  /** Find out which of the staged rows Postgres refuses; it had not said so itself. */
+  readonly findRefused: boolean
   stream(skip: ReadonlySet<number>): AsyncIterable<Uint8Array>
 }
 
-/** Postgres refused the rows of one table; `cause` is its error. */
+/** A staged row that Postgres refused, by its number among those that were sent, counted from 1. */
+export type RefusedLine = {readonly line: number; readonly cause: DataError}
+
+/** Postgres refused rows of one table; `cause` is its error. */
 export class TableRefusedError extends SyncError {
   override readonly name = 'TableRefusedError'
   readonly code = 'SYNC_TABLE_REFUSED'
   readonly table: string
+  override readonly cause: DataError
+  /** Which rows, when Postgres or a search said so. */
+  readonly lines: readonly RefusedLine[]
   readonly next = 'Read the cause; the rows stay in the source and are tried again on the next sync.'
 
-  constructor(layout: TableLayout, options: ErrorOptions) {
-    const because = options.cause instanceof Error ? options.cause.message : String(options.cause)
-    super(`table ${layout.source}: Postgres refused the rows: ${because}`, options)
+  constructor(layout: TableLayout, cause: DataError, lines?: readonly RefusedLine[]) {
+    super(`table ${layout.source}: Postgres refused the rows: ${cause.message}`, {cause})
     this.table = layout.source
+    this.cause = cause
+    this.lines = lines ?? (cause.line === undefined ? [] : [{line: cause.line, cause}])
   }
 }
 
@@ -89,7 +98,7 @@ export async function clearColumn(tx: Tx, schema: string, target: string, column
 
 /** A lost connection or lease is not the table's fault, and is told as what it is. */
 function refusal(layout: TableLayout, cause: unknown): unknown {
-  return isDataError(cause) ? new TableRefusedError(layout, {cause}) : cause
+  return isDataError(cause) ? new TableRefusedError(layout, cause) : cause
 }
 
 async function upsertSmall(
@@ -134,14 +143,47 @@ async function upsertStaged(
     changes.stream(skip),
     signal,
   )
-  const last = changes.mayRepeat
-    ? `(select distinct on (_sync_key) * from pg_temp.${stage} order by _sync_key, _sync_line desc) s`
-    : `pg_temp.${stage} s`
-  await tx`
-    insert into ${raw(nameOf(schema, layout))} as t (${raw(columns)})
-    select ${raw(columns)} from ${raw(last)}
-    ${onConflict(layout)}`
+  const insert = async (lines: Fragment) => {
+    const last = changes.mayRepeat
+      ? fragment`(select distinct on (_sync_key) * from ${raw(`pg_temp.${stage}`)} ${lines}
+          order by _sync_key, _sync_line desc) s`
+      : fragment`${raw(`pg_temp.${stage}`)} ${lines}`
+    await tx`
+      insert into ${raw(nameOf(schema, layout))} as t (${raw(columns)})
+      select ${raw(columns)} from ${last}
+      ${onConflict(layout)}`
+  }
+  if (!changes.findRefused) {
+    await insert(raw(''))
+    return
+  }
+  const refused = await refusedLines(tx, insert, 1, changes.count - skip.size)
+  const [first] = refused
+  if (first !== undefined) throw new TableRefusedError(layout, first.cause, refused)
 }
+
+/** Halves the rows until each that Postgres refuses stands alone. Later rows come after earlier ones. */
+async function refusedLines(
+  tx: Tx,
+  insert: (lines: Fragment) => Promise<void>,
+  from: number,
+  to: number,
+): Promise<RefusedLine[]> {
+  try {
+    await tx.savepoint(() => insert(fragment`where _sync_line between ${from} and ${to}`))
+    return []
+  } catch (cause) {
+    if (!isDataError(cause)) throw cause
+    if (from === to) return [{line: from, cause}]
+    const middle = Math.floor((from + to) / 2)
+    const earlier = await refusedLines(tx, insert, from, middle)
+    if (earlier.length > MOST_REFUSED) return earlier
+    return [...earlier, ...(await refusedLines(tx, insert, middle + 1, to))]
+  }
+}
+
+/** So many refused rows of one table are not the rows' fault. */
+const MOST_REFUSED = 100
 
 async function tombstone(
   tx: Tx,
