@@ -16,7 +16,7 @@ export type TableChanges = {
   /** True when a key may come twice, because the app changed rows while they were being read: the later one counts. */
   readonly mayRepeat: boolean
   /** Find out which of the staged rows Postgres refuses; it had not said so itself. */
-  readonly findRefused: boolean
+  readonly findRefused?: boolean
   stream(skip: ReadonlySet<number>): AsyncIterable<Uint8Array>
 }
 
@@ -153,7 +153,7 @@ async function upsertStaged(
       select ${raw(columns)} from ${last}
       ${onConflict(layout)}`
   }
-  if (!changes.findRefused) {
+  if (changes.findRefused !== true) {
     await insert(raw(''))
     return
   }
