@@ -6,7 +6,7 @@ import {leafCells, parseHeader, pageKind, LEAF_TABLE, type FileHeader} from './p
 import {MOST_PAGES, PageState} from './page-state.ts'
 import {frameOffset, readFrames} from './wal.ts'
 
-const {h64Raw} = await xxhash()
+const pageHash = await xxhash()
 
 /** Bytes read under one lock in rollback mode: about a millisecond from the page cache. */
 const CHUNK_BYTES = 8 * 1024 * 1024
@@ -167,7 +167,7 @@ class Marks {
 
   look(number: number, page: Buffer): void {
     const state = this.#state
-    const hash = h64Raw(page)
+    const hash = pageHash.h64Raw(page)
     if (state.hashes[number] === hash && !this.#isFirst) return
     state.hashes[number] = hash
     state.kinds[number] = pageKind(page, number)
