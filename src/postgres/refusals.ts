@@ -23,7 +23,8 @@ export class GenerationMovedError extends SyncError {
 export class NotYoursError extends SyncError {
   override readonly name = 'NotYoursError'
   readonly code = 'SYNC_NOT_YOURS'
-  readonly next = 'Use the DATABASE_URL that `owsync db grant-host` printed for this host; `owsync db transfer` moves a client.'
+  readonly next =
+    'Use the DATABASE_URL that `owsync db grant-host` printed for this host; `owsync db transfer` moves a client.'
 }
 
 /** A client, table or column name that cannot be used. */
