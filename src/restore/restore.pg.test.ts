@@ -6,7 +6,6 @@ import {DatabaseSync} from 'node:sqlite'
 import {afterAll, beforeAll, describe, test} from 'vitest'
 import {compareFiles} from '../../test/compare.ts'
 import {syncedHost, type SyncedHost} from '../../test/synced-host.ts'
-import {shapes} from '../../test/shapes.ts'
 import {restore} from './restore.ts'
 
 const {signal} = new AbortController()
@@ -18,21 +17,6 @@ beforeAll(async () => {
 
 afterAll(async () => {
   await m[Symbol.asyncDispose]()
-})
-
-describe('what was synced is restored, value for value', () => {
-  for (const [i, shape] of shapes.entries()) {
-    test(shape.name, async () => {
-      const client = `shape-${i}`
-      const source = m.source(client, shape.build)
-      await m.sync(client, source)
-      await equalAfterRestore(client, source, '1')
-      if (shape.change === undefined) return
-      for (const step of shape.change) m.source(client, step)
-      await m.sync(client)
-      await equalAfterRestore(client, source, '2')
-    })
-  }
 })
 
 describe('values that the schema forbids come back as they were', () => {

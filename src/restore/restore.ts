@@ -99,16 +99,19 @@ async function write(draft: string, options: RestoreOptions, signal: AbortSignal
     async tx => {
       const {deployment, schema} = await readCut(tx, options)
       const file = stack.use(new NewFile(draft, schema))
-      const filled: FilledTable[] = []
+      const filled: Awaited<ReturnType<typeof fillTable>>[] = []
       // The counters of AUTOINCREMENT last: filling the tables moves them.
       const isCounter = ({source}: TableLayout) => Number(source === 'sqlite_sequence')
       for (const layout of schema.tables.toSorted((a, b) => isCounter(a) - isCounter(b)))
         filled.push(await fillTable(tx, deployment.schemaName, layout, file, options, signal))
       return {deployment, schema, filled, file}
     },
-    {isolation: 'repeatable read', readOnly: true},
+    {isolation: 'repeatable read', readOnly: true, setLocal: {statement_timeout: '0'}},
   )
-  await breathe(undefined, {signal})
+  for (const {finish} of filled) {
+    await breathe(undefined, {signal})
+    finish?.()
+  }
   file.complete()
   const rebuilt = file.rebuildFullText(schema.tables)
   file.close()
@@ -164,7 +167,7 @@ async function fillTable(
   file: NewFile,
   {onProgress}: RestoreOptions,
   signal: AbortSignal,
-): Promise<FilledTable> {
+): Promise<FilledTable & {readonly finish?: () => void}> {
   let rows = 0
   const copy = async (writer: TableWriter): Promise<FilledTable | undefined> => {
     const columns = writer.columns.map(
@@ -190,8 +193,7 @@ async function fillTable(
   const loose = file.createLoose(layout)
   const again = await copy(loose)
   if (again === undefined) throw new RestoreFailedError(`table ${layout.source} does not take its rows`)
-  loose.finish()
-  return again
+  return {...again, finish: loose.finish}
 }
 
 /** The journal mode stands in the file's header; the log itself goes when the file is closed. */

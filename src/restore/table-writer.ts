@@ -81,7 +81,7 @@ function existingTable(
 /** A table without its DDL's demands. */
 export type LooseTable = TableWriter & {
   /** Gives the table, which is full now, its own DDL, and builds what its UNIQUE and PRIMARY KEY need. */
-  finish(): void
+  readonly finish: () => void
 }
 
 /**
@@ -115,7 +115,7 @@ export function looseTable(
       else insert.run(hasRowid ? [rowidOf(key), ...values] : values)
       return true
     },
-    finish() {
+    finish: () => {
       const provisional = declared.automatic.map((_, i) => `owsync ${name} ${i}`)
       for (const [i, index] of declared.automatic.entries())
         db.exec(

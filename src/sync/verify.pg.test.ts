@@ -4,7 +4,6 @@ import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {afterAll, beforeAll, describe, test} from 'vitest'
 import {raw} from '../postgres/sql.ts'
-import {shapes} from '../../test/shapes.ts'
 import {syncedHost, type SyncedHost} from '../../test/synced-host.ts'
 import type {Difference} from './findings.ts'
 import type {VerifyResult} from './verify.ts'
@@ -17,24 +16,6 @@ beforeAll(async () => {
 
 afterAll(async () => {
   await m[Symbol.asyncDispose]()
-})
-
-describe('after a sync both sides are equal', () => {
-  for (const [i, shape] of shapes.entries()) {
-    test(shape.name, async () => {
-      const client = `shape-${i}`
-      const source = m.source(client, shape.build)
-      await m.sync(client, source)
-      await equal(client)
-      for (const step of shape.change ?? []) m.source(client, step)
-      if (shape.change === undefined) return
-      // What has not been synced is no difference.
-      const before = await m.verify(client)
-      assert.deepEqual(before.differences, [])
-      await m.sync(client)
-      await equal(client)
-    })
-  }
 })
 
 const rows = 3_000

@@ -3,7 +3,8 @@ import {SyncError} from '../core/errors.ts'
 import type {SourceSchema, TableLayout} from '../core/layout.ts'
 import {together} from '../core/together.ts'
 import type {Lease} from '../cluster/lease.ts'
-import {json, type Pool, type Sql, type Tx} from '../postgres/sql.ts'
+import {json, type BeginOptions, type Pool, type Sql} from '../postgres/sql.ts'
+import type {TableSpec} from '../source/introspect.ts'
 import {fingerprint, openSource, type Source} from '../source/open.ts'
 import {findDeployment, findSourceSchema, type Deployment} from '../state/deployments.ts'
 import {chooseBuckets, digestsInBuckets, digestsOf, sumDigests, type DigestSource} from '../target/digests.ts'
@@ -131,81 +132,63 @@ type Basis = {
   readonly findings: StructureFinding[]
 }
 
-/** Sums up both sides at the same time. The target's transaction ends when its own work does. */
+/**
+ * Sums up both sides at the same time. Neither transaction waits for the other's work: an idle one would be ended by
+ * the server.
+ */
 async function sumBoth(run: VerifyRun, source: Source, signal: AbortSignal): Promise<Basis> {
-  const known = Promise.withResolvers<{
-    cut: VerifiedCut
-    existing: Existing
-    buckets: ReadonlyMap<string, number>
-  }>()
-  known.promise.catch(() => undefined)
-  const paired = Promise.withResolvers<readonly Pair[]>()
-  paired.promise.catch(() => undefined)
-  let basis: Basis | undefined
-  const giveUp = (error: unknown) => {
-    known.reject(error)
-    paired.reject(error)
+  const {schemaName} = run.deployment
+  const shape = Promise.withResolvers<readonly TableSpec[]>()
+  const basis = Promise.withResolvers<Basis>()
+  // Whoever fails tells the other, which waits for the promise; nobody may be left to wait for it.
+  for (const {promise} of [shape, basis]) promise.catch(() => undefined)
+  const orTell = async (work: Promise<void>) => {
+    try {
+      await work
+    } catch (error) {
+      shape.reject(error)
+      basis.reject(error)
+      throw error
+    }
+  }
+  const sumTarget = async () => {
+    const specs = await shape.promise
+    await run.pool.begin(async tx => {
+      const cut = await readCut(tx, run.deployment)
+      const existing = await readExisting(tx, schemaName)
+      const buckets = await chooseBuckets(tx, schemaName)
+      const {pairs, findings} = pairTables(specs, cut.schema.tables, existing, buckets)
+      basis.resolve({cut, existing, pairs, findings})
+      for (const pair of pairs)
+        pair.stored = await sumDigests(tx, schemaName, pair.layout, digestsFrom(run), pair.sums.mask + 1)
+      for (const finding of findings)
+        if (finding.layout !== undefined && finding.difference.kind === 'extra')
+          finding.rows = await countLive(tx, schemaName, finding.layout)
+    }, readOnce)
+  }
+  const read = async (snapshot: Snapshot) => {
+    shape.resolve(snapshot.spec.tables)
+    await sumSource(run, snapshot, await basis.promise)
   }
   await together(
     signal,
-    async () => {
-      try {
-        await run.pool.begin(
-          async tx => {
-            known.resolve(await readBasis(tx, run.deployment))
-            for (const pair of await paired.promise) {
-              const buckets = pair.sums.mask + 1
-              pair.stored = await sumDigests(
-                tx,
-                run.deployment.schemaName,
-                pair.layout,
-                digestsFrom(run),
-                buckets,
-              )
-            }
-            for (const finding of basis?.findings ?? [])
-              if (finding.layout !== undefined && finding.difference.kind === 'extra')
-                finding.rows = await countLive(tx, run.deployment.schemaName, finding.layout)
-          },
-          {isolation: 'repeatable read', readOnly: true},
-        )
-      } catch (error) {
-        giveUp(error)
-        throw error
-      }
-    },
-    async signal => {
-      try {
-        const {cut, existing, buckets} = await known.promise
-        await withSnapshot(
-          source,
-          run.lockBudgetMs,
-          async snapshot => {
-            const {pairs, findings} = pairTables(snapshot.spec.tables, cut.schema.tables, existing, buckets)
-            basis = {cut, existing, pairs, findings}
-            paired.resolve(pairs)
-            await sumSource(run, snapshot, basis)
-          },
-          signal,
-        )
-      } catch (error) {
-        giveUp(error)
-        throw error
-      }
-    },
+    () => orTell(sumTarget()),
+    signal => orTell(withSnapshot(source, run.lockBudgetMs, read, signal)),
   )
-  return basis as Basis
+  return await basis.promise
+}
+
+/** One snapshot, for as long as it takes: a table may have any size. */
+const readOnce: BeginOptions = {
+  isolation: 'repeatable read',
+  readOnly: true,
+  setLocal: {statement_timeout: '0'},
 }
 
 async function countLive(sql: Sql, schemaName: string, {target}: TableLayout): Promise<number> {
   const [row] = await sql<{rows: bigint}>`
     select count(*) as rows from ${sql(schemaName, target)} where _sync_deleted_at is null`
   return Number(row?.rows ?? 0n)
-}
-
-async function readBasis(tx: Tx, {schemaName, clientName, deploymentId}: Deployment) {
-  const cut = await readCut(tx, {schemaName, clientName, deploymentId})
-  return {cut, existing: await readExisting(tx, schemaName), buckets: await chooseBuckets(tx, schemaName)}
 }
 
 async function readCut(
@@ -267,25 +250,22 @@ async function collect(
     },
     signal,
   )
-  await run.pool.begin(
-    async tx => {
-      for (const pair of suspects) {
-        const {mask} = pair.sums
-        const where = {mask, buckets: differing(pair)}
-        const digests = digestsInBuckets(
-          tx,
-          run.deployment.schemaName,
-          pair.layout,
-          digestsFrom(run),
-          where,
-          signal,
-        )
-        for await (const rows of digests) for (const row of rows) pair.candidates?.addTarget(row)
-        pair.candidates?.dropEqual()
-      }
-    },
-    {isolation: 'repeatable read', readOnly: true},
-  )
+  await run.pool.begin(async tx => {
+    for (const pair of suspects) {
+      const {mask} = pair.sums
+      const where = {mask, buckets: differing(pair)}
+      const digests = digestsInBuckets(
+        tx,
+        run.deployment.schemaName,
+        pair.layout,
+        digestsFrom(run),
+        where,
+        signal,
+      )
+      for await (const rows of digests) for (const row of rows) pair.candidates?.addTarget(row)
+      pair.candidates?.dropEqual()
+    }
+  }, readOnce)
 }
 
 type Sides = {readonly source: Source; readonly knowledge: Knowledge | undefined; readonly version: bigint}
@@ -369,19 +349,16 @@ async function readTarget(
   pairs: readonly Pair[],
 ): Promise<void> {
   const {schemaName} = run.deployment
-  const cutId = await run.pool.begin(
-    async tx => {
-      const {deployment} = await readCut(tx, run.deployment)
-      for (const {candidates, layout} of pairs) {
-        candidates?.clearTarget()
-        for (const keys of candidates?.keys(KEYS_AT_ONCE) ?? [])
-          for (const row of await digestsOf(tx, schemaName, layout, digestsFrom(run), keys))
-            candidates?.seeTarget(row)
-      }
-      return deployment.cutId ?? ''
-    },
-    {isolation: 'repeatable read', readOnly: true},
-  )
+  const cutId = await run.pool.begin(async tx => {
+    const {deployment} = await readCut(tx, run.deployment)
+    for (const {candidates, layout} of pairs) {
+      candidates?.clearTarget()
+      for (const keys of candidates?.keys(KEYS_AT_ONCE) ?? [])
+        for (const row of await digestsOf(tx, schemaName, layout, digestsFrom(run), keys))
+          candidates?.seeTarget(row)
+    }
+    return deployment.cutId ?? ''
+  }, readOnce)
   for (const pair of pairs)
     pair.isRemembered =
       knowledge?.visit(cutId, pair.layout.source, (key, digest) => {
