@@ -1,7 +1,14 @@
 import assert from 'node:assert/strict'
+import {existsSync} from 'node:fs'
 import {glob, readFile} from 'node:fs/promises'
-import {test} from 'vitest'
+import {dirname, join} from 'node:path'
+import {describe, test} from 'vitest'
+import {flagOf} from '../src/cli/command.ts'
+import {commands, groups} from '../src/cli/commands.ts'
 import {settingsPage} from '../src/config/docs.ts'
+
+const pages: string[] = []
+for await (const page of glob(['*.md', 'docs/**/*.md'])) pages.push(page)
 
 test('docs/settings.md is what the table of settings says (npm run docs writes it)', async () => {
   assert.equal(await readFile('docs/settings.md', 'utf8'), settingsPage())
@@ -30,3 +37,64 @@ test('docs/errors.md has one paragraph for each error code, and no other', async
   )
   assert.equal(new Set(headings).size, headings.length, 'no code twice')
 })
+
+test('the README and the pages are found', () => {
+  for (const page of ['README.md', 'docs/concepts.md', 'docs/operations.md'])
+    assert.ok(pages.includes(page), page)
+})
+
+for (const page of pages)
+  test(`links in ${page} lead to files and headings that exist`, async () => {
+    const broken: string[] = []
+    for (const [link, target = ''] of (await readFile(page, 'utf8')).matchAll(/\]\(([^)\s]+)\)/g)) {
+      if (/^[a-z]+:/.test(target)) continue
+      const [path = '', anchor] = target.split('#')
+      const file = path === '' ? page : join(dirname(page), path)
+      const isThere = existsSync(file) && (anchor === undefined || (await anchorsOf(file)).has(anchor))
+      if (!isThere) broken.push(link)
+    }
+    assert.deepEqual(broken, [])
+  })
+
+// errors.md names more than these: what a message recommends may come with a later part.
+describe.each(['README.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'docs/concepts.md', 'docs/operations.md'])(
+  'in %s',
+  page => {
+    test('every owsync command exists, with its options', async () => {
+      const wrong: string[] = []
+      for (const line of await commandLines(page)) {
+        const words = line.split(/\s+/)
+        const entry = commands.find(({name}) => `${line} `.startsWith(`${name} `))
+        const options = entry ? Object.keys((await entry.load()).options).map(flagOf) : []
+        const flags = words.filter(word => word.startsWith('--'))
+        const isRight = entry
+          ? flags.every(flag => [...options, '--json'].includes(flag))
+          : line in groups || /^(help|--version)\b/.test(line)
+        if (!isRight) wrong.push(line)
+      }
+      assert.deepEqual(wrong, [])
+    })
+  },
+)
+
+/** What follows `owsync` wherever a page shows it being typed. */
+async function commandLines(page: string): Promise<string[]> {
+  const text = await readFile(page, 'utf8')
+  const fenced = [...text.matchAll(/^```\w+\n(.*?)^```/gms)].flatMap(([, block = '']) => block.split('\n'))
+  const inline = [...text.matchAll(/`([^`\n]+)`/g)].map(([, code = '']) => code)
+  return [...fenced, ...inline].flatMap(line => {
+    const [, typed] = /^\s*(?:sudo )?(?:\.\/)?owsync ([^#>|]+)/.exec(line) ?? []
+    return typed === undefined ? [] : [typed.trim()]
+  })
+}
+
+/** The anchors that GitHub gives a page's headings. */
+async function anchorsOf(file: string): Promise<Set<string>> {
+  const headings = (await readFile(file, 'utf8')).matchAll(/^#+ (.+)$/gm)
+  const anchor = (heading: string) =>
+    heading
+      .toLowerCase()
+      .replace(/[^\p{L}\p{N}_ -]/gu, '')
+      .replaceAll(' ', '-')
+  return new Set([...headings].map(([, heading = '']) => anchor(heading)))
+}
