@@ -19,7 +19,7 @@ export type Step = {
 /** How long the writer has the file to itself before what it did is synced. */
 const LIVE_MS = 2_000
 /** Actions a second: a busy office. */
-const WRITER_RATE = 50
+const WRITER_RATE = 25
 const CRASH_WITHIN_MS = 20_000
 /** A busy file, a lost connection: exit code 75 says that the same command will do later. */
 const TRY_AGAIN = 'ended with 75'
