@@ -49,9 +49,7 @@ export async function withSnapshot<T>(
         let count = 0
         do {
           const at = position
-          const page = await pace.read(() =>
-            reader.page(at, {...pace.budget, rows: PAGE_ROWS, bytes: PAGE_BYTES}),
-          )
+          const page = await pace.read(() => reader.page(at, inOneTransaction ? SMALL_PAGE : pace.budget))
           position = page.next
           for (const each of page.rows) row(each)
           for (const each of page.refused) refused?.(each)
@@ -79,6 +77,6 @@ export async function versionOf(source: Source, signal: AbortSignal): Promise<bi
   return whenFree(source, () => readDataVersion(source.db), signal)
 }
 
-// Small pages: what outlives a young garbage collection makes the process grow.
-const PAGE_ROWS = 500
-const PAGE_BYTES = 1024 * 1024
+// What outlives a young garbage collection makes the process grow, so pages are small. With locks they are as large as
+// the lock budget lets them be: each one costs a pause.
+const SMALL_PAGE = {ms: 40, bytes: 1024 * 1024, rows: 500}
