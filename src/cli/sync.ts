@@ -23,7 +23,12 @@ export const sync = command({
     const config = await context.config()
     await using target = await openTarget(
       config,
-      {max: 4, applicationName: `owsync/${config.clusterName}-cli`},
+      {
+        max: 4,
+        applicationName: `owsync/${config.clusterName}-cli`,
+        // Longer than any statement may take: the server has stopped it by then, or is not there any more.
+        answerWithinMs: config.syncTimeoutMs + 10_000,
+      },
       context.signal,
     )
     const progress = context.progress()

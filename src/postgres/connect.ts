@@ -232,19 +232,32 @@ async function transaction<T>(
   work: (tx: Tx) => Promise<T>,
   options: BeginOptions = {},
 ): Promise<T> {
+  const {signal} = options
+  signal?.throwIfAborted()
   const scope = {isOver: false}
-  await session.command(beginText(options), 'transaction')
+  const giveUp = () => {
+    session.cut(
+      signal?.reason instanceof Error ? signal.reason : new Error('Connection terminated: given up'),
+    )
+  }
+  signal?.addEventListener('abort', giveUp)
+  let tag: string
   let result: T
   try {
-    result = await work(txOf(session, scope))
-  } catch (error) {
+    await session.command(beginText(options), 'transaction')
+    try {
+      result = await work(txOf(session, scope))
+    } catch (error) {
+      scope.isOver = true
+      // A failed rollback leaves a connection that is not clean; `release` sees that and drops it.
+      await session.command('rollback', 'transaction').catch(ignore)
+      throw error
+    }
     scope.isOver = true
-    // A failed rollback leaves a connection that is not clean; `release` sees that and drops it.
-    await session.command('rollback', 'transaction').catch(ignore)
-    throw error
+    tag = await session.command('commit', 'commit')
+  } finally {
+    signal?.removeEventListener('abort', giveUp)
   }
-  scope.isOver = true
-  const tag = await session.command('commit', 'commit')
   // What Postgres answers when an error in the transaction was caught and forgotten.
   if (tag === 'ROLLBACK') throw new Error('the transaction was rolled back: a statement in it had failed')
   return result

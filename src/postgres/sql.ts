@@ -65,6 +65,8 @@ export type BeginOptions = {
   readonly isolation?: 'repeatable read'
   /** Settings for this transaction alone, such as `{lock_timeout: '5s'}`; sent together with BEGIN. */
   readonly setLocal?: Readonly<Record<string, string>>
+  /** Gives the connection up when it aborts, whatever is under way: nothing of the transaction is committed then. */
+  readonly signal?: AbortSignal
 }
 
 /** What can open transactions. */

@@ -41,7 +41,7 @@ export async function applyCut(
               ${lease.epoch}, ${json({...report.job(loaded !== undefined || run.full), node_id: lease.nodeId})}) as generation`
           return (row as {generation: bigint}).generation
         },
-        {setLocal: {statement_timeout: `${limits.statementTimeoutMs}ms`}},
+        {setLocal: {statement_timeout: `${limits.statementTimeoutMs}ms`}, signal: lease.signal},
       )
     } catch (error) {
       const refused = await care.learn(error, cut)

@@ -311,7 +311,10 @@ class Load {
   async #transaction(work: (tx: Tx) => Promise<void>): Promise<void> {
     const {pool, lease, statementTimeoutMs} = this.#run
     lease.signal.throwIfAborted()
-    await pool.begin(work, {setLocal: {statement_timeout: `${statementTimeoutMs}ms`}})
+    await pool.begin(work, {
+      setLocal: {statement_timeout: `${statementTimeoutMs}ms`},
+      signal: lease.signal,
+    })
   }
 
   /** @returns whether it was one row that Postgres refused, which is then left out of the next try. */
