@@ -50,7 +50,8 @@ export async function withLease<T>(
   signal: AbortSignal,
 ): Promise<T> {
   await using connection = await pool.reserve()
-  const {epoch, askedAt} = await acquire(connection, options, signal)
+  const acquired = await acquire(connection, options, signal)
+  const {epoch} = acquired
   const over = new AbortController()
   const lease: Lease = {
     nodeId: options.nodeId,
@@ -61,8 +62,7 @@ export async function withLease<T>(
   const renewal = keepRenewing(
     connection,
     options,
-    epoch,
-    askedAt,
+    acquired,
     AbortSignal.any([renewing.signal, signal]),
   ).catch((reason: unknown) => {
     over.abort(reason)
@@ -75,9 +75,27 @@ export async function withLease<T>(
   } finally {
     renewing.abort()
     await renewal
-    if (!connection.lost.aborted)
-      await connection`select sync_metadata.release_lease(${options.nodeId}, ${epoch})`
+    if (!connection.lost.aborted) await release(connection, options, epoch)
   }
+}
+
+/** Gives the lease back. When that fails, what was done under it still holds, and the lease ends by itself. */
+async function release(
+  connection: Connection,
+  {nodeId, clusterName, durationMs}: LeaseOptions,
+  epoch: bigint,
+): Promise<void> {
+  // The hint first: whoever has it may take a lease from the one who took it without.
+  const released = connection`
+    select pg_advisory_unlock(hashtextextended(${hintOf(clusterName)}, 0)),
+      sync_metadata.release_lease(${nodeId}, ${epoch})`.catch(() => undefined)
+  const answered = new AbortController()
+  await Promise.race([
+    released.then(() => {
+      answered.abort()
+    }),
+    sleep(durationMs, undefined, {signal: answered.signal}).catch(() => undefined),
+  ])
 }
 
 /**
@@ -97,7 +115,10 @@ export async function fenced<T>(pool: Pool, lease: Lease, write: (tx: Tx) => Pro
   })
 }
 
-type Acquired = {epoch: bigint; askedAt: number}
+type Acquired = {epoch: bigint; askedAt: number; hint: boolean}
+
+/** Without the hint, a lease must have been free for so long: whoever has the hint is about to take it. */
+const UNHINTED_MS = 1_000
 
 async function acquire(
   connection: Connection,
@@ -105,14 +126,23 @@ async function acquire(
   signal: AbortSignal,
 ): Promise<Acquired> {
   const since = performance.now()
+  let freeSince: number | undefined
   for (;;) {
-    const hint = await holdsHint(connection, options.clusterName)
+    const hint = await takeHint(connection, options.clusterName)
+    const mayTake = hint || (freeSince !== undefined && performance.now() - freeSince >= UNHINTED_MS)
     const askedAt = performance.now() // before the round trip, so that we always expire first
-    const [taken] = await connection<{epoch: bigint}>`
-      select epoch from sync_metadata.acquire_lease(${options.nodeId}, ${options.durationMs}, ${hint})`
-    if (taken) return {epoch: taken.epoch, askedAt}
-    const [row] = await connection<{leader_id: string | null; paused: boolean}>`
-      select leader_id, paused from sync_metadata.leader_election where cluster_name = ${options.clusterName}`
+    const [taken] = mayTake
+      ? await connection<{epoch: bigint}>`
+          select epoch from sync_metadata.acquire_lease(${options.nodeId}, ${options.durationMs}, ${hint})`
+      : []
+    if (taken) return {epoch: taken.epoch, askedAt, hint}
+    // Kept, it would say that the leader is dead, whoever that will be.
+    if (hint) await dropHint(connection, options.clusterName)
+    const [row] = await connection<{leader_id: string | null; paused: boolean; free: boolean}>`
+      select leader_id, paused, expires_at < clock_timestamp() as free
+      from sync_metadata.leader_election where cluster_name = ${options.clusterName}`
+    if (row?.free !== true) freeSince = undefined
+    else freeSince ??= performance.now()
     const holder = row?.paused === true ? 'nobody: it is paused' : (row?.leader_id ?? 'another node')
     if (performance.now() - since > options.patienceMs) throw new LeaseHeldError(options.clusterName, holder)
     options.onWait?.(holder)
@@ -121,22 +151,30 @@ async function acquire(
 }
 
 /**
- * Whether this connection has the cluster's advisory lock, which a killed leader's connection gives up at once. Only
- * a hint that the lease's holder is dead: what keeps data right is the fence. It is kept until the connection ends.
+ * Takes the cluster's advisory lock, which a killed leader's connection gives up at once. Only a hint that the lease's
+ * holder is dead: what keeps data right is the fence. The leader keeps it until it releases the lease.
  */
-async function holdsHint(sql: Sql, clusterName: string): Promise<boolean> {
+async function takeHint(sql: Sql, clusterName: string): Promise<boolean> {
   const [row] = await sql<{held: boolean}>`
-    select pg_try_advisory_lock(hashtextextended(${`owsync leader ${clusterName}`}, 0)) as held`
+    select pg_try_advisory_lock(hashtextextended(${hintOf(clusterName)}, 0)) as held`
   return row?.held ?? false
+}
+
+async function dropHint(sql: Sql, clusterName: string): Promise<void> {
+  await sql`select pg_advisory_unlock(hashtextextended(${hintOf(clusterName)}, 0))`
+}
+
+function hintOf(clusterName: string): string {
+  return `owsync leader ${clusterName}`
 }
 
 async function keepRenewing(
   connection: Connection,
   options: LeaseOptions,
-  epoch: bigint,
-  acquiredAt: number,
+  {epoch, askedAt: acquiredAt, hint}: Acquired,
   signal: AbortSignal,
 ): Promise<void> {
+  let hasHint = hint
   // Local and monotonic: a frozen or cut-off holder knows that its time is over without asking anyone.
   let deadline = acquiredAt + options.durationMs
   for (;;) {
@@ -152,8 +190,9 @@ async function keepRenewing(
     const askedAt = performance.now()
     const remaining = AbortSignal.timeout(Math.max(1, Math.floor(deadline - askedAt)))
     const renewed = await Promise.race([
-      connection<{expires_at: Date}>`
-        select expires_at from sync_metadata.renew_lease(${options.nodeId}, ${epoch}, ${options.durationMs})`,
+      connection<{hint: boolean}>`
+        select ${hasHint} or pg_try_advisory_lock(hashtextextended(${hintOf(options.clusterName)}, 0)) as hint
+        from sync_metadata.renew_lease(${options.nodeId}, ${epoch}, ${options.durationMs})`,
       new Promise<undefined>(resolve => {
         remaining.addEventListener(
           'abort',
@@ -168,5 +207,6 @@ async function keepRenewing(
       throw new FencedOutError(`the lease of epoch ${epoch} could not be renewed in time`)
     if (renewed.length === 0) throw new FencedOutError(`the lease of epoch ${epoch} has been taken over`)
     deadline = askedAt + options.durationMs
+    hasHint = renewed[0]?.hint ?? false
   }
 }

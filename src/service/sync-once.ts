@@ -4,7 +4,9 @@ import {withLease} from '../cluster/lease.ts'
 import type {Config} from '../config/config.ts'
 import {parseClientName} from '../core/client-name.ts'
 import {UsageError} from '../core/errors.ts'
+import {NotYoursError} from '../postgres/refusals.ts'
 import type {Pool} from '../postgres/sql.ts'
+import {PermissionError} from '../postgres/sqlstate.ts'
 import {openSource} from '../source/open.ts'
 import {
   findDeployment,
@@ -99,7 +101,7 @@ export async function syncOnce(
             durationMs: performance.now() - startedAt,
             full: request.full,
           })
-        throw error
+        throw await whyRefused(pool, deployment, error)
       }
     },
     signal,
@@ -124,6 +126,19 @@ async function resolveDeployment(
   // For a known client this checks that the two names really are one.
   await registerDeployment(pool, client.name, known?.sqlitePath ?? (await realpath(client.sqlite)))
   return (await findDeployment(pool, client.schema)) as Deployment
+}
+
+/** A role without rights that has no such client any more lacks nothing: the client has another host. */
+async function whyRefused(
+  pool: Pool,
+  {clientName, schemaName}: Deployment,
+  error: unknown,
+): Promise<unknown> {
+  if (!(error instanceof PermissionError)) return error
+  const ours = await findDeployment(pool, schemaName).catch(() => 'nobody knows' as const)
+  return ours === undefined
+    ? new NotYoursError(`${clientName} is not a client of this host any more`, {cause: error})
+    : error
 }
 
 /** The history shows failed runs too; when even that cannot be written, the failure itself is what counts. */
