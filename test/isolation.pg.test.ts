@@ -522,7 +522,8 @@ describe('the functions that do more than their caller may', () => {
           await tx`select sync_metadata.purge_tombstones(${names['alpha_id']}, '0')`
           throw new Error('undo')
         })
-        .catch((error: unknown) => String(error))
+        // What a trap raises arrives as the cause of a refusal.
+        .catch((error: unknown) => `${String(error)} ${String((error as Error).cause)}`)
     assert.match(await spring(), /undo/)
     // The path that leaves the temporary schema out searches it first: there the trap springs.
     await db`alter function sync_metadata.register_deployment set search_path = ''`
