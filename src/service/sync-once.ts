@@ -17,7 +17,8 @@ import {
   type Deployment,
 } from '../state/deployments.ts'
 import {waitForDeployment} from '../sync/lock.ts'
-import {syncDeployment, type SyncResult} from '../sync/sync.ts'
+import {Session} from '../sync/session.ts'
+import type {SyncResult, SyncRun} from '../sync/sync.ts'
 
 /** What `owsync sync` is asked to do. */
 export type SyncRequest = {
@@ -52,7 +53,8 @@ export async function syncOnce(
   const path = sqlite ?? deployment.sqlitePath
   if (path === null)
     throw new UsageError(`${deployment.clientName} has no SQLite file yet`, 'Give it with --sqlite FILE.')
-  using lock = await waitForDeployment(config.stateDir, deployment, PATIENCE_MS, signal)
+  const lock = await waitForDeployment(config.stateDir, deployment, PATIENCE_MS, signal)
+  using session = new Session({stateDir: config.stateDir, ...deployment}, lock)
   const nodeId = `${config.clusterName}-cli`
   return await withLease(
     pool,
@@ -67,22 +69,13 @@ export async function syncOnce(
     async lease => {
       const startedAt = performance.now()
       try {
-        // Read again under the lease: another run may have moved it since.
-        const current = (await findDeployment(pool, schema)) ?? deployment
         const {full, dryRun, accept, onProgress} = request
-        const result = await syncDeployment(
+        const result = await session.run(
           {
             pool,
             lease,
-            deployment: current,
             sqlitePath: path,
-            stateDir: config.stateDir,
-            limits: {
-              lockBudgetMs: config.lockBudgetMs,
-              batchRows: config.batchSizeRows,
-              statementTimeoutMs: config.syncTimeoutMs,
-              deleteGuard: config.deleteGuard === 'off' ? undefined : config.deleteGuard,
-            },
+            limits: limitsOf(config),
             full,
             dryRun,
             accept,
@@ -91,8 +84,13 @@ export async function syncOnce(
           lease.signal,
         )
         // The file is where the deployment lives from now on, once a sync of it has held.
-        if (sqlite !== undefined && !dryRun && result.status === 'success' && sqlite !== current.sqlitePath)
-          await moveSource(pool, current.deploymentId, sqlite)
+        if (
+          sqlite !== undefined &&
+          !dryRun &&
+          result.status === 'success' &&
+          sqlite !== deployment.sqlitePath
+        )
+          await moveSource(pool, deployment.deploymentId, sqlite)
         return result
       } catch (error) {
         if (!request.dryRun && !lease.signal.aborted)
@@ -106,6 +104,16 @@ export async function syncOnce(
     },
     signal,
   )
+}
+
+/** What the settings say about every sync. */
+export function limitsOf(config: Config): SyncRun['limits'] {
+  return {
+    lockBudgetMs: config.lockBudgetMs,
+    batchRows: config.batchSizeRows,
+    statementTimeoutMs: config.syncTimeoutMs,
+    deleteGuard: config.deleteGuard === 'off' ? undefined : config.deleteGuard,
+  }
 }
 
 async function resolveDeployment(

@@ -63,6 +63,8 @@ export type CaptureResult = {
   readonly rows: number
   readonly comparedAll: boolean
   readonly maxHoldMs: number
+  /** Of this connection, when the rows were read; with `consistent`, it was the same all the while. */
+  readonly dataVersion: bigint
 }
 
 /** Says where changed rows can be, before any row is read: the pages of the file fit this port. */
@@ -176,7 +178,7 @@ async function capturePass(
     const consistent =
       !fuzzy && !isLate && !(await whenFree(source, () => !inOneTransaction && isDisturbed(), signal))
     options.onProgress?.('', rows)
-    return {spec, consistent, rows, comparedAll, maxHoldMs: pace.maxHoldMs}
+    return {spec, consistent, rows, comparedAll, maxHoldMs: pace.maxHoldMs, dataVersion: start.data}
   } catch (cause) {
     // A statement that no longer fits its table says so with SQLITE_ERROR or SQLITE_SCHEMA.
     const code = errcode(cause)

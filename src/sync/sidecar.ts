@@ -466,6 +466,11 @@ export class Sidecar implements Disposable {
     }
   }
 
+  /** Gives back memory that only makes things faster. */
+  shrink(): void {
+    this.#exec('pragma shrink_memory')
+  }
+
   [Symbol.dispose](): void {
     this.#statements.clear()
     this.#db.close()

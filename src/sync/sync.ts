@@ -3,8 +3,8 @@ import type {SourceSchema} from '../core/layout.ts'
 import type {Lease} from '../cluster/lease.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {isWal, Pace} from '../source/capture.ts'
-import {fingerprint, openSource, SourceEmptyError, type Source} from '../source/open.ts'
-import {readSchemaVersion} from '../source/introspect.ts'
+import {fingerprint, SourceEmptyError, whenFree, type Source} from '../source/open.ts'
+import {readDataVersion, readSchemaVersion} from '../source/introspect.ts'
 import {PageFinder} from '../source/page-finder.ts'
 import type {PageState} from '../source/page-state.ts'
 import {
@@ -21,6 +21,7 @@ import {applyCut, recordQuarantine} from './apply-cut.ts'
 import {captureCut, cookieOf, type Cut} from './cut.ts'
 import {firstLoad, type Loaded} from './first-load.ts'
 import {suspicion, type DeleteGuard} from './guard.ts'
+import {Held, type KeptPages} from './held.ts'
 import {awaitMigration} from './migration.ts'
 import {rebuildSidecar} from './rebuild.ts'
 import {Report, rowsAfter} from './report.ts'
@@ -50,7 +51,9 @@ export type SyncRun = {
   /** How changes are found: by pages of the file when it is large, unless this says otherwise. */
   readonly capture?: 'auto' | 'pages' | 'digests'
   /** Keeps the pages of the source in memory between the runs of one process. */
-  readonly pages?: {state: PageState | undefined}
+  readonly pages?: KeptPages
+  /** The source's shape as of the last cut, from who knows it: it need not be asked of Postgres. */
+  readonly knownSchema?: SourceSchema | undefined
   readonly onProgress?: (table: string, rows: number) => void
 }
 
@@ -79,6 +82,15 @@ export type SyncResult = {
 /** At most this much of one table's changes goes as parameters of one statement. */
 const SMALL_BYTES = 8 * 1024 * 1024
 
+/** A run's result, and what it has found out for the next one. */
+export type Outcome = {
+  readonly result: SyncResult
+  /** What Postgres holds now, as far as a run asks for it; absent when it has to be asked. */
+  readonly known?: {readonly deployment: Deployment; readonly schema: SourceSchema}
+  /** Data version of the open source at which nothing is left to do; absent when something may be. */
+  readonly settledAt?: bigint
+}
+
 /**
  * Brings one deployment's target to the present state of its source: capture, guard, one fenced transaction, and only
  * then the sidecar. Whatever happens in between, the next run starts from what Postgres has committed.
@@ -86,51 +98,57 @@ const SMALL_BYTES = 8 * 1024 * 1024
  * The caller holds the deployment's lock (lock.ts) and the cluster's lease.
  */
 export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise<SyncResult> {
+  using held = new Held(run.stateDir, run.deployment.deploymentId, run.pages)
+  return (await syncHeld(run, held, signal)).result
+}
+
+/** The same with what somebody holds open; it stays open, and after a failure it must be closed. */
+export async function syncHeld(run: SyncRun, held: Held, signal: AbortSignal): Promise<Outcome> {
   try {
-    return await runSync(run, signal)
+    return await runSync(run, held, signal)
   } catch (error) {
     if (!(error instanceof StateDirError) || !error.isDamaged) throw error
-    const {deploymentId, schemaName} = run.deployment
-    Sidecar.remove(run.stateDir, deploymentId)
+    held.removeSidecar()
     // The damage may have shown only after the commit: what has been applied is asked anew.
-    const deployment = (await findDeployment(run.pool, schemaName)) ?? run.deployment
-    return await runSync({...run, deployment}, signal)
+    const deployment = (await findDeployment(run.pool, run.deployment.schemaName)) ?? run.deployment
+    return await runSync({...run, deployment, knownSchema: undefined}, held, signal)
   }
 }
 
-async function runSync(run: SyncRun, signal: AbortSignal): Promise<SyncResult> {
+async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<Outcome> {
   const startedAt = performance.now()
   const {deployment, pool, stateDir} = run
   const report = new Report(deployment, startedAt)
-  using sidecar = Sidecar.open(stateDir, deployment.deploymentId)
+  const {sidecar} = held
   if (sidecar.standing(deployment.cutId) === 'intended') sidecar.settle(deployment.cutId as string)
   const isLoaded = deployment.generation > 0n
   const isInStep = sidecar.standing(deployment.cutId) === 'in step'
 
-  let source: Source
+  let open: Source
   try {
-    source = await openSource(run.sqlitePath, signal)
+    open = await held.source(run.sqlitePath, signal)
   } catch (error) {
     if (!(error instanceof SourceEmptyError) || !isLoaded) throw error
-    return await hold(run, report, 'the file is empty')
+    return {result: await hold(run, report, 'the file is empty')}
   }
-  using open = source
+  // In this order: a commit between the two shows in the fingerprint.
+  const openedAt = await whenFree(open, () => readDataVersion(open.db), signal)
   const seenAs = fingerprint(open.file)
   const isFree =
     !run.full && !run.accept && deployment.quarantinedRows === 0 && deployment.status !== 'quarantined'
   if (isLoaded && isInStep && isFree && seenAs !== undefined && seenAs === sidecar.noted('fingerprint'))
-    return report.unchanged(sidecar)
+    return {result: report.unchanged(sidecar), settledAt: openedAt}
 
   await awaitMigration(open, signal)
-  const previous = await findSourceSchema(pool, deployment.deploymentId)
+  const previous = run.knownSchema ?? (await findSourceSchema(pool, deployment.deploymentId))
   const mustRebuild =
     previous !== undefined && deployment.cutId !== null && (!isInStep || (run.full && isLoaded))
   if (mustRebuild)
     await rebuildSidecar(pool, sidecar, deployment.schemaName, previous, deployment.cutId, signal)
 
-  if (!isLoaded && run.dryRun) return await dryFirstLoad(run, report, open, signal)
+  if (!isLoaded && run.dryRun) return {result: await dryFirstLoad(run, report, open, signal)}
   const finder = usesPages(run, open)
-    ? new PageFinder(open, isLoaded ? pagesOf(run, sidecar, open) : undefined)
+    ? new PageFinder(open, isLoaded ? pagesOf(held, open) : undefined)
     : undefined
   // Pages before rows, as in every capture: so the next sync knows them already.
   if (!isLoaded) await finder?.find(new Pace(open, run.limits.lockBudgetMs, signal), isWal(open), signal)
@@ -158,31 +176,37 @@ async function runSync(run: SyncRun, signal: AbortSignal): Promise<SyncResult> {
   )
   report.add(cut, loaded, open, sidecar)
 
+  // A row that waits for another try must not be hidden behind an unchanged file.
+  const isSettled = () => cut.capture.consistent && report.quarantined === 0 && !open.isReplaced()
+  const settled = () => (isSettled() ? {settledAt: cut.capture.dataVersion} : {})
   const doubt = run.accept || !isLoaded ? undefined : await doubtOf(run, sidecar, cut, open)
   if (run.dryRun) {
     sidecar.abandon()
-    return doubt === undefined ? report.done('incremental', deployment.generation) : report.held(doubt)
+    const {generation} = deployment
+    return {result: doubt === undefined ? report.done('incremental', generation) : report.held(doubt)}
   }
   if (doubt !== undefined) {
     sidecar.abandon()
-    return await hold(run, report, doubt)
+    return {result: await hold(run, report, doubt), ...settled()}
   }
   const note = () => {
-    // A row that waits for another try must not be hidden behind an unchanged file.
-    const isFresh = !cut.capture.consistent || report.quarantined > 0 || open.isReplaced()
-    sidecar.note('fingerprint', isFresh ? undefined : seenAs)
+    sidecar.note('fingerprint', isSettled() ? seenAs : undefined)
     sidecar.note('identity', open.identity)
     sidecar.note('totals', report.totals)
-    keepPages(run, sidecar, open, finder)
+    if (finder !== undefined) keepPages(held, open, finder)
     sidecar.note('cookie', cookieOf(open, cut.capture.spec))
   }
-  const keepCut = async () => {
+  const schema = cut.isSchemaChanged || basis === undefined ? cut.schema : basis
+  const status = deployment.status === 'quarantined' ? 'active' : deployment.status
+  const after = {...deployment, status, loadPosition: null}
+  const keepCut = async (): Promise<Outcome> => {
     if (deployment.status === 'quarantined') await unquarantine(pool, deployment.deploymentId)
     await recordQuarantine(pool, deployment, report.refused)
     if (report.quarantined > 0 || deployment.quarantinedRows > 0)
       await recordStatus(pool, deployment.deploymentId, report.quarantined > 0 ? 'failed' : 'success')
     note()
-    return report.unchanged(sidecar)
+    const known = {deployment: {...after, quarantinedRows: report.quarantined}, schema}
+    return {result: report.unchanged(sidecar), known, ...settled()}
   }
   const hasNews = cut.upserted > 0 || cut.tombstoned > 0 || cut.isSchemaChanged || loaded !== undefined
   if (!hasNews) {
@@ -203,7 +227,11 @@ async function runSync(run: SyncRun, signal: AbortSignal): Promise<SyncResult> {
   }
   sidecar.settle(cutId)
   note()
-  return report.done(loaded !== undefined || run.full ? 'full' : 'incremental', generation)
+  return {
+    result: report.done(loaded !== undefined || run.full ? 'full' : 'incremental', generation),
+    known: {deployment: {...after, generation, cutId, quarantinedRows: report.quarantined}, schema},
+    ...settled(),
+  }
 }
 
 /**
@@ -221,18 +249,17 @@ function usesPages(run: SyncRun, source: Source): boolean {
 }
 
 /** The pages as the last cut knew them. Taken away while a capture works with them: a run that fails leaves none. */
-function pagesOf(run: SyncRun, sidecar: Sidecar, source: Source): PageState | undefined {
-  const inMemory = run.pages?.state
-  if (run.pages !== undefined) run.pages.state = undefined
+function pagesOf({pages, sidecar}: Held, source: Source): PageState | undefined {
+  const inMemory = pages.state
+  pages.state = undefined
   return sidecar.noted('identity') === source.identity ? sidecar.loadPages(inMemory) : undefined
 }
 
-function keepPages(run: SyncRun, sidecar: Sidecar, source: Source, finder: PageFinder | undefined): void {
-  if (finder === undefined) return
+function keepPages({pages, sidecar}: Held, source: Source, finder: PageFinder): void {
   // The log of a file that took this one's name may have been read for its own.
   const state = source.isReplaced() ? undefined : finder.state
   sidecar.savePages(state)
-  if (run.pages !== undefined) run.pages.state = state
+  pages.state = state
 }
 
 async function load(
