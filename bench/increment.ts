@@ -49,12 +49,14 @@ async function increment(
 
 /** Changes and deletes messages in one commit, spread evenly over the table; other ones each time. */
 function change(app: DatabaseSync, round: number): void {
-  const ids = app
-    .prepare('select rowid as id from message order by rowid')
-    .all()
-    .map(row => row['id'] as number)
-  const step = Math.floor(ids.length / (CHANGED + DELETED))
-  const chosen = Array.from({length: CHANGED + DELETED}, (_, i) => ids[i * step + (round % step)]!)
+  const {last} = app.prepare('select max(rowid) as last from message').get() as {last: number}
+  const step = Math.floor(last / (CHANGED + DELETED))
+  // One that an earlier round has deleted gives its turn to the next one.
+  const find = app.prepare('select rowid as id from message where rowid >= ? order by rowid limit 1')
+  const chosen = Array.from(
+    {length: CHANGED + DELETED},
+    (_, i) => find.get(i * step + round)!['id'] as number,
+  )
   const update = app.prepare(
     "update message set content = content || ' (edited)', updated_at = updated_at + 1 where rowid = ?",
   )
