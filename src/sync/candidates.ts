@@ -76,6 +76,11 @@ export class Candidates implements Disposable {
     )
   }
 
+  /** Whether any row's source and target are both there. */
+  get hasPairs(): boolean {
+    return this.#get(`select 1 from rows where source is not null and state = 'live' limit 1`) !== undefined
+  }
+
   /** Begins another read of the source. */
   beginRead(): void {
     this.#run('update rows set present = 0')
@@ -93,11 +98,6 @@ export class Candidates implements Disposable {
   /** Ends a later read: what it has not met is gone from the source. */
   endRead(): void {
     this.#run('update rows set changes = changes + 1, source = null where not present and source is not null')
-  }
-
-  /** The target's row of a candidate, read again. */
-  seeTarget(row: StoredDigest): void {
-    this.addTarget(row)
   }
 
   /** Forgets what is known of the target's rows, before they are read again. */
