@@ -189,6 +189,19 @@ async function capturePass(
   }
 }
 
+/** The least and the most that reads leave the app alone after one that its lock has refused, in ms. */
+const LEAST_REST_MS = 10
+const MOST_REST_MS = 250
+
+/**
+ * How long the app is left alone after a read: each one that its lock has refused doubles that, since the app is then
+ * busier than we thought; each one that it has not halves it again. Pure.
+ */
+export function nextRest(restMs: number, wasRefused: boolean): number {
+  if (wasRefused) return Math.min(MOST_REST_MS, Math.max(LEAST_REST_MS, 2 * restMs))
+  return restMs > LEAST_REST_MS ? restMs / 2 : 0
+}
+
 /** Keeps reads short enough for the app and for the rest of this process. */
 export class Pace {
   maxHoldMs = 0
@@ -197,6 +210,7 @@ export class Pace {
   readonly #signal: AbortSignal
   #endedAt = 0
   #holdMs = 0
+  #restMs = 0
 
   /** @param lockBudgetMs absent when the reads hold no lock that anybody waits for. */
   constructor(source: Source, lockBudgetMs: number | undefined, signal: AbortSignal) {
@@ -215,10 +229,12 @@ export class Pace {
   async read<T extends {holdMs: number}>(read: () => T): Promise<T> {
     await breathe(undefined, {signal: this.#signal})
     if (this.#lockBudgetMs !== undefined) {
-      const rest = this.#holdMs / 2 - (performance.now() - this.#endedAt)
+      const rest = Math.max(this.#holdMs / 2, this.#restMs) - (performance.now() - this.#endedAt)
       if (rest > 0) await sleep(Math.ceil(rest), undefined, {signal: this.#signal})
     }
+    const refused = this.#source.busyRetries
     const result = await whenFree(this.#source, read, this.#signal)
+    this.#restMs = nextRest(this.#restMs, this.#source.busyRetries > refused)
     this.#endedAt = performance.now()
     this.#holdMs = result.holdMs
     if (this.#lockBudgetMs !== undefined) this.maxHoldMs = Math.max(this.maxHoldMs, result.holdMs)

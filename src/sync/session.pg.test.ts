@@ -3,9 +3,11 @@ import {spawnSync} from 'node:child_process'
 import fs, {closeSync, copyFileSync, existsSync, fstatSync, openSync, renameSync, statSync} from 'node:fs'
 import {syncBuiltinESMExports} from 'node:module'
 import {DatabaseSync} from 'node:sqlite'
+import {Writable} from 'node:stream'
 import {afterAll, beforeAll, describe, test} from 'vitest'
 import {connect} from '../postgres/connect.ts'
 import type {Pool} from '../postgres/sql.ts'
+import {createLog} from '../telemetry/log.ts'
 import {
   leadingClient,
   leadingHost,
@@ -208,6 +210,27 @@ test('a session that has a file in WAL mode is not in the way: the app leaves WA
     assert.equal(now?.['journal_mode'], 'delete')
   }
   assert.equal((await session.run()).rows.upserted, 1)
+})
+
+test('a lock held beyond the budget is told, one within it is not', async () => {
+  await using client = await loadedClient('delete')
+  await using session = await sessionOf(client)
+  const lines: string[] = []
+  const stream = new Writable({
+    write(line: Buffer, _, done) {
+      lines.push(line.toString())
+      done()
+    },
+  })
+  const log = createLog({level: 'warn', format: 'json', stream})
+  for (const lockBudgetMs of [60_000, 0.0001]) {
+    mutate(client.file, chance)
+    const {lock} = await session.run({log, limits: {...defaultLimits, lockBudgetMs}})
+    assert.ok(lock.max_hold_ms > 0 && lock.busy_retries === 0)
+    assert.equal(lines.length, lockBudgetMs === 60_000 ? 0 : 1, lines.join())
+  }
+  const {level, client: name, budget_ms} = JSON.parse(lines[0]!) as Record<string, unknown>
+  assert.deepEqual({level, name, budget_ms}, {level: 'warn', name: client.name, budget_ms: 0.0001})
 })
 
 test('a run that fails leaves a session that heals', async () => {

@@ -3,6 +3,7 @@ import {readDataVersion} from '../source/introspect.ts'
 import {look, type Look} from '../source/look.ts'
 import type {Source} from '../source/open.ts'
 import {findDeployment, UnknownClientError, type Deployment} from '../state/deployments.ts'
+import type {Log} from '../telemetry/log.ts'
 import {Held} from './held.ts'
 import {syncHeld, type SyncResult, type SyncRun} from './sync.ts'
 
@@ -15,7 +16,9 @@ export type Place = {
 }
 
 /** What one run within a session is given: the rest it knows. */
-export type SessionRun = Omit<SyncRun, 'stateDir' | 'deployment' | 'pages' | 'knownSchema'>
+export type SessionRun = Omit<SyncRun, 'stateDir' | 'deployment' | 'pages' | 'knownSchema'> & {
+  readonly log?: Log
+}
 
 /**
  * One deployment held open between its runs: its lock, its sidecar, what the pages of its source look like and, in
@@ -98,6 +101,7 @@ export class Session implements Disposable {
           result: outcome.result,
         }
       this.#held.rest()
+      warnOfHold(outcome.result, run)
       return outcome.result
     } catch (error) {
       this.#held[Symbol.dispose]()
@@ -131,6 +135,13 @@ type Settled = {
   readonly look: Look
   readonly dataVersion: bigint
   readonly result: SyncResult
+}
+
+/** The lock budget is a promise to the app: a hold that breaks it is told, whatever came of the sync. */
+function warnOfHold({client, lock}: SyncResult, {limits, log}: SessionRun): void {
+  if (lock.max_hold_ms <= limits.lockBudgetMs) return
+  const facts = {client, ...lock, budget_ms: limits.lockBudgetMs}
+  log?.warn(facts, 'a read lock was held longer than LOCK_BUDGET_MS')
 }
 
 function dataVersionOf(source: Source): bigint | undefined {
