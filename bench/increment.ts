@@ -1,9 +1,8 @@
 import {DatabaseSync} from 'node:sqlite'
-import {syncOnce} from '../src/service/sync-once.ts'
 import type {Bench, Benchmark} from './bench.ts'
 import {load, ownCopy} from './loaded.ts'
-import {CLIENT} from './ours.ts'
 import {bounded, type Result} from './result.ts'
+import {inSession} from './session.ts'
 
 const CHANGED = 100
 const DELETED = 10
@@ -16,7 +15,7 @@ export const benchIncrementRollback: Benchmark = bench =>
 export const benchIncrementWal: Benchmark = bench =>
   increment(bench, 'wal', {name: 'increment-wal', must: 150})
 
-/** A whole sync in a warm process: lease, capture, apply, sidecar. The app's own commit is not counted. */
+/** A whole sync in an open session: capture, apply, sidecar. The app's own commit is not counted. */
 async function increment(
   {server, file, rounds, say}: Bench,
   journalMode: 'delete' | 'wal',
@@ -26,24 +25,24 @@ async function increment(
   using app = new DatabaseSync(copy.path, {enableForeignKeyConstraints: false})
   app.exec(`pragma journal_mode = ${journalMode}`)
   await using loaded = await load(server, copy.path)
-  const request = {client: CLIENT, full: false, dryRun: false, accept: false}
   const times: number[] = []
-  // The first one warms the process and is not counted.
-  for (let i = 0; i <= rounds + 2; i++) {
-    change(app, i)
-    const since = performance.now()
-    const result = await syncOnce(loaded.pool, loaded.config, request, new AbortController().signal)
-    const ms = performance.now() - since
-    const {upserted, tombstoned} = result.rows
-    if (upserted !== CHANGED || tombstoned !== DELETED)
-      throw new Error(
-        `expected ${CHANGED} + ${DELETED} rows, and the sync applied ${upserted} + ${tombstoned}`,
-      )
-    if (i === 0) continue
-    times.push(ms)
-    say(`${name} ${i}: ${ms.toFixed(0)} ms`)
-  }
-  const work = `${CHANGED} changed + ${DELETED} deleted rows all over the file, a sync in a warm process`
+  await inSession(loaded, copy.path, async (session, run) => {
+    // The first one warms the process and is not counted.
+    for (let i = 0; i <= rounds + 2; i++) {
+      change(app, i)
+      const since = performance.now()
+      const {rows} = await session.run(run, run.lease.signal)
+      const ms = performance.now() - since
+      if (rows.upserted !== CHANGED || rows.tombstoned !== DELETED)
+        throw new Error(
+          `${CHANGED} + ${DELETED} rows, and the sync applied ${rows.upserted} + ${rows.tombstoned}`,
+        )
+      if (i === 0) continue
+      times.push(ms)
+      say(`${name} ${i}: ${ms.toFixed(0)} ms`)
+    }
+  })
+  const work = `${CHANGED} changed + ${DELETED} deleted rows all over the file, in an open session`
   return [bounded({name, work, must}, times)]
 }
 
