@@ -449,6 +449,19 @@ test('a server that says nothing is given up after the time allowed', async () =
   await assert.rejects(pool`select pg_sleep(1)`, ConnectionLostError)
 })
 
+test('a COPY that the server refused leaves no clock behind that cuts off the next user', async () => {
+  await using db = await emptyDatabase()
+  await using pool = connect(db.endpoint, {max: 1, applicationName, answerWithinMs: 300})
+  await pool`create table t (a int check (a < 5))`
+  await assert.rejects(
+    pool.begin(tx => tx.copyFrom(fragment`copy t from stdin`, chunks('9\n'))),
+    DataError,
+  )
+  const [before] = await pool<{pid: number}>`select pg_backend_pid() as pid`
+  await sleep(400)
+  assert.deepEqual(await pool`select pg_backend_pid() as pid`, [before])
+})
+
 test('a pool ends in bounded time when the network has gone silent', async () => {
   await using db = await emptyDatabase()
   await using proxy = await proxyTo(db.endpoint)

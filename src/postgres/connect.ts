@@ -383,9 +383,9 @@ async function copyFrom(
       const next = await orFailure(chunks.next())
       if (next.done === true) break
       // One chunk at a time: waiting for each write is the back-pressure.
-      await orFailure(session.answered(written(stream, next.value)))
+      await session.answered(orFailure(written(stream, next.value)))
     }
-    await orFailure(session.answered(new Promise<void>(resolve => stream.end(resolve))))
+    await session.answered(orFailure(new Promise<void>(resolve => stream.end(resolve))))
     return stream.rowCount
   } catch (error) {
     if (!server.hasRefused) await failCopy(stream, session)
