@@ -1,3 +1,4 @@
+import {randomUUID} from 'node:crypto'
 import {realpath} from 'node:fs/promises'
 import {resolve} from 'node:path'
 import {withLease} from '../cluster/lease.ts'
@@ -7,7 +8,8 @@ import {UsageError} from '../core/errors.ts'
 import {NotYoursError} from '../postgres/refusals.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {PermissionError} from '../postgres/sqlstate.ts'
-import {openSource} from '../source/open.ts'
+import {introspect} from '../source/introspect.ts'
+import {openSource, whenFree} from '../source/open.ts'
 import {
   findDeployment,
   moveSource,
@@ -18,7 +20,9 @@ import {
 } from '../state/deployments.ts'
 import {waitForDeployment} from '../sync/lock.ts'
 import {Session} from '../sync/session.ts'
-import type {SyncResult, SyncRun} from '../sync/sync.ts'
+import {Sidecar} from '../sync/sidecar.ts'
+import {syncDeployment, type SyncResult, type SyncRun} from '../sync/sync.ts'
+import {refuseTooWide} from '../target/plan.ts'
 
 /** What `owsync sync` is asked to do. */
 export type SyncRequest = {
@@ -49,12 +53,19 @@ export async function syncOnce(
 ): Promise<SyncResult> {
   const {name, schema} = parseClientName(request.client)
   const sqlite = request.sqlite === undefined ? undefined : resolve(request.sqlite)
-  const deployment = await resolveDeployment(pool, {name, schema, sqlite}, signal)
+  const client = {name, schema, sqlite}
+  if (request.dryRun && sqlite !== undefined && (await findDeployment(pool, schema)) === undefined)
+    return await dryRunOf({...client, sqlite}, pool, config, request, signal)
+  const deployment = await resolveDeployment(pool, client, signal)
   const path = sqlite ?? deployment.sqlitePath
   if (path === null)
     throw new UsageError(`${deployment.clientName} has no SQLite file yet`, 'Give it with --sqlite FILE.')
   const lock = await waitForDeployment(config.stateDir, deployment, PATIENCE_MS, signal)
   using session = new Session({stateDir: config.stateDir, ...deployment}, lock)
+  const asksNothing = !request.full && !request.accept && !request.dryRun
+  const unchanged =
+    asksNothing && path === deployment.sqlitePath ? session.unchangedSince(deployment, path) : undefined
+  if (unchanged !== undefined) return unchanged
   const nodeId = `${config.clusterName}-cli`
   return await withLease(
     pool,
@@ -128,12 +139,54 @@ async function resolveDeployment(
     throw new UnknownClientError(client.name)
   }
   if (known === undefined) {
-    const source = await openSource(client.sqlite, signal)
-    source[Symbol.dispose]()
+    using source = await openSource(client.sqlite, signal)
+    refuseTooWide((await whenFree(source, () => introspect(source.db), signal)).tables)
   }
   // For a known client this checks that the two names really are one.
   await registerDeployment(pool, client.name, known?.sqlitePath ?? (await realpath(client.sqlite)))
   return (await findDeployment(pool, client.schema)) as Deployment
+}
+
+/** What a client that nobody knows would bring: told without registering it. */
+async function dryRunOf(
+  client: {readonly name: string; readonly schema: string; readonly sqlite: string},
+  pool: Pool,
+  config: Config,
+  {full, accept, onProgress}: SyncRequest,
+  signal: AbortSignal,
+): Promise<SyncResult> {
+  const deployment: Deployment = {
+    deploymentId: randomUUID(),
+    clientName: client.name,
+    schemaName: client.schema,
+    sqlitePath: null,
+    status: 'active',
+    statusReason: null,
+    direction: 'one_way',
+    generation: 0n,
+    cutId: null,
+    loadPosition: null,
+    quarantinedRows: 0,
+  }
+  try {
+    return await syncDeployment(
+      {
+        pool,
+        lease: {nodeId: `${config.clusterName}-cli`, epoch: 0n, signal},
+        deployment,
+        sqlitePath: client.sqlite,
+        stateDir: config.stateDir,
+        limits: limitsOf(config),
+        full,
+        dryRun: true,
+        accept,
+        ...(onProgress ? {onProgress} : {}),
+      },
+      signal,
+    )
+  } finally {
+    Sidecar.remove(config.stateDir, deployment.deploymentId)
+  }
 }
 
 /** A role without rights that has no such client any more lacks nothing: the client has another host. */

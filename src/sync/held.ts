@@ -51,7 +51,7 @@ export class Held implements Disposable {
    * open connection has one: the app could not leave WAL mode, and would leave its last commits in the log when it stops.
    */
   rest(): void {
-    if (this.#source !== undefined && isWal(this.#source)) this.closeSource()
+    if (this.#source !== undefined && !isAtRest(this.#source)) this.closeSource()
   }
 
   /** Gives back the memory that makes the next run faster, but the pages. */
@@ -75,6 +75,14 @@ export class Held implements Disposable {
   #closeSidecar(): void {
     this.#sidecar?.[Symbol.dispose]()
     this.#sidecar = undefined
+  }
+}
+
+function isAtRest(source: Source): boolean {
+  try {
+    return !isWal(source)
+  } catch {
+    return false // locked just now; the run is over, and the next one opens it again
   }
 }
 

@@ -5,7 +5,7 @@ import type {Source} from '../source/open.ts'
 import {findDeployment, UnknownClientError, type Deployment} from '../state/deployments.ts'
 import type {Log} from '../telemetry/log.ts'
 import {Held} from './held.ts'
-import {syncHeld, type SyncResult, type SyncRun} from './sync.ts'
+import {syncHeld, unchangedSince, type SyncResult, type SyncRun} from './sync.ts'
 
 /** Which deployment a session is for. */
 export type Place = {
@@ -66,6 +66,11 @@ export class Session implements Disposable {
         ? now.content !== undefined && now.content === settled.look.content
         : dataVersionOf(source) === settled.dataVersion
     return isSame ? again(settled.result) : undefined
+  }
+
+  /** The same of the last run of any process, as the sidecar knows it; see {@link unchangedSince}. */
+  unchangedSince(deployment: Deployment, path: string): SyncResult | undefined {
+    return unchangedSince(deployment, path, this.#held)
   }
 
   /**

@@ -1,9 +1,10 @@
 import {randomUUID} from 'node:crypto'
+import {realpathSync} from 'node:fs'
 import type {SourceSchema} from '../core/layout.ts'
 import type {Lease} from '../cluster/lease.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {isWal, Pace} from '../source/capture.ts'
-import {fingerprint, SourceEmptyError, whenFree, type Source} from '../source/open.ts'
+import {explain, fingerprint, SourceEmptyError, whenFree, type Source} from '../source/open.ts'
 import {readDataVersion, readSchemaVersion} from '../source/introspect.ts'
 import {PageFinder} from '../source/page-finder.ts'
 import type {PageState} from '../source/page-state.ts'
@@ -107,11 +108,38 @@ export async function syncHeld(run: SyncRun, held: Held, signal: AbortSignal): P
   try {
     return await runSync(run, held, signal)
   } catch (error) {
-    if (!(error instanceof StateDirError) || !error.isDamaged) throw error
+    // What SQLite says and is not said of a file of ours is said of the source.
+    if (!(error instanceof StateDirError) || !error.isDamaged) throw explain(run.sqlitePath, error)
     held.removeSidecar()
     // The damage may have shown only after the commit: what has been applied is asked anew.
     const deployment = (await findDeployment(run.pool, run.deployment.schemaName)) ?? run.deployment
     return await runSync({...run, deployment, knownSchema: undefined}, held, signal)
+  }
+}
+
+/**
+ * The gate of a process that has just begun: what a sync would say of a file that is as the last cut has left it.
+ * Asks neither Postgres nor the file's content, and needs no lease.
+ */
+export function unchangedSince(
+  deployment: Deployment,
+  path: string,
+  {sidecar}: Held,
+): SyncResult | undefined {
+  const isWell = deployment.quarantinedRows === 0 && deployment.status !== 'quarantined'
+  if (deployment.generation === 0n || !isWell || sidecar.standing(deployment.cutId) !== 'in step')
+    return undefined
+  const noted = sidecar.noted('fingerprint')
+  if (noted === undefined || noted !== fingerprintOf(path)) return undefined
+  return new Report(deployment, performance.now()).unchanged(sidecar)
+}
+
+function fingerprintOf(path: string): string | undefined {
+  try {
+    // SQLite keeps the WAL and the journal beside the real file.
+    return fingerprint(realpathSync(path))
+  } catch {
+    return undefined // a run says what is wrong with it
   }
 }
 

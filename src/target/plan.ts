@@ -51,6 +51,12 @@ export class TooManyColumnsError extends SyncError {
 
 const MOST_COLUMNS = 1_500
 
+/** @throws {TooManyColumnsError} */
+export function refuseTooWide(sources: readonly Pick<PlannedSource, 'name' | 'columns'>[]): void {
+  for (const {name, columns} of sources)
+    if (columns.length > MOST_COLUMNS) throw new TooManyColumnsError(name, columns.length)
+}
+
 /** Reads which tables and columns a client schema has. */
 export async function readExisting(sql: Sql, schema: string): Promise<Existing> {
   const rows = await sql<{table: string; column: string; type: PgType}>`
@@ -91,6 +97,7 @@ export function plan(
   const moves = moveNames(sources, matched, gone, existing)
   operations.push(...moves.operations)
 
+  refuseTooWide(sources)
   const taken = [...moves.existing.keys()]
   for (const source of sources) {
     if (source.columns.length > MOST_COLUMNS)
