@@ -7,6 +7,8 @@ import type {SourceSchema} from '../src/core/layout.ts'
 import {fragment, join as joined, raw, type Fragment, type Pool} from '../src/postgres/sql.ts'
 import {restore} from '../src/restore/restore.ts'
 import {findDeployment, findSourceSchema, type Deployment} from '../src/state/deployments.ts'
+import {lockDeployment} from '../src/sync/lock.ts'
+import {Session} from '../src/sync/session.ts'
 import {syncDeployment, type SyncResult, type SyncRun} from '../src/sync/sync.ts'
 import {digestSql, quote} from '../src/target/row-sql.ts'
 import {literal} from '../src/target/type-map.ts'
@@ -32,6 +34,8 @@ export type LeadingClient = AsyncDisposable & {
   /** Where its source is to be. */
   readonly file: string
   sync(options?: SyncOptions): Promise<SyncResult>
+  /** A session, as a node keeps one: what it knows of the client stays between its syncs. */
+  session(): Disposable & Pick<LeadingClient, 'sync'>
   deployment(): Promise<Deployment>
   schema(): Promise<SourceSchema>
   /** The relation that holds each source table. */
@@ -44,7 +48,9 @@ export type LeadingClient = AsyncDisposable & {
   written(): Promise<string>
 }
 
-export type SyncOptions = Partial<Omit<SyncRun, 'lease' | 'deployment' | 'stateDir'>>
+export type SyncOptions = Partial<
+  Omit<SyncRun, 'lease' | 'deployment' | 'stateDir' | 'pages' | 'knownSchema'>
+>
 
 const {signal} = new AbortController()
 
@@ -85,7 +91,7 @@ export async function leadingHost(cluster = 'host-a'): Promise<LeadingHost> {
   const folder = await mkdtemp(join(existsSync(memory) ? memory : tmpdir(), 'owsync-leading-'))
   resources.defer(() => rm(folder, {recursive: true, force: true}))
   const admin = resources.use(await testDatabase())
-  const host = resources.use(await testHost(admin, cluster))
+  const host = resources.use(await testHost(admin, cluster, 12))
 
   const over = Promise.withResolvers<undefined>()
   const leading = Promise.withResolvers<Lease>()
@@ -128,6 +134,15 @@ export async function leadingClient(leader: LeadingHost, name: string): Promise<
   const file = join(folder, `${name}.db`)
   const deploymentId = await testClient(host, name, {sqlite_path: file})
   const schemaName = name.replaceAll('-', '_')
+  const run = {
+    pool: host,
+    lease,
+    sqlitePath: file,
+    limits: defaultLimits,
+    full: false,
+    dryRun: false,
+    accept: false,
+  }
   let restored = 0
   const deployment = async () => (await findDeployment(host, schemaName))!
   const schema = async () => (await findSourceSchema(host, deploymentId))!
@@ -137,21 +152,19 @@ export async function leadingClient(leader: LeadingHost, name: string): Promise<
     deployment,
     schema,
     sync: async (options = {}) =>
-      await syncDeployment(
-        {
-          pool: host,
-          lease,
-          deployment: await deployment(),
-          sqlitePath: file,
-          stateDir,
-          limits: defaultLimits,
-          full: false,
-          dryRun: false,
-          accept: false,
-          ...options,
+      await syncDeployment({...run, deployment: await deployment(), stateDir, ...options}, signal),
+    session() {
+      const session = new Session(
+        {stateDir, deploymentId, clientName: name, schemaName},
+        lockDeployment(stateDir, deploymentId, name),
+      )
+      return {
+        sync: (options = {}) => session.run({...run, ...options}, signal),
+        [Symbol.dispose]: () => {
+          session[Symbol.dispose]()
         },
-        signal,
-      ),
+      }
+    },
     async relations() {
       const rows = await host<{name: string; oid: number}>`
         select relname as name, oid::int from pg_class where relnamespace = ${schemaName}::regnamespace and relkind = 'r'`
