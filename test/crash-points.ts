@@ -1,10 +1,13 @@
 import {renameSync} from 'node:fs'
 import {chunk} from '../src/sync/first-load.ts'
+import {Held} from '../src/sync/held.ts'
 import {Sidecar} from '../src/sync/sidecar.ts'
 import {paged} from '../src/sync/sync.ts'
 
 // Loaded before `owsync` by tests of crashes (node --import): ends the process, as a power switch would, at a chosen
-// call into the sidecar (or, with RENAME=from:to, puts another file in the source's place and lets it go on), makes the chunks of a first load small, and finds changes by pages in small files. `CRASH_AT=settle:2:after`: after the second call.
+// call into the sidecar, makes the chunks of a first load small, and finds changes by pages in small files.
+// `CRASH_AT=settle:2:after`: after the second call. `RENAME=from:to` puts another file in the source's place once it has
+// been opened.
 
 const {CRASH_AT = '', CHUNK_BYTES = '', PAGED_BYTES = '', RENAME = ''} = process.env
 const [name = '', nth = '1', when = 'before'] = CRASH_AT.split(':')
@@ -12,16 +15,22 @@ const [name = '', nth = '1', when = 'before'] = CRASH_AT.split(':')
 if (CHUNK_BYTES !== '') chunk.bytes = Number(CHUNK_BYTES)
 if (PAGED_BYTES !== '') paged.bytes = Number(PAGED_BYTES)
 
+const [from, to] = RENAME.split(':')
+if (from && to) {
+  const open = Object.getOwnPropertyDescriptor(Held.prototype, 'source')?.value as Held['source']
+  Held.prototype.source = async function (this: Held, ...args) {
+    const source = await open.apply(this, args)
+    renameSync(from, to)
+    return source
+  }
+}
+
 if (name !== '') {
   const methods = Sidecar.prototype as unknown as Record<string, (...args: unknown[]) => unknown>
   const original = methods[name]
   if (original === undefined) throw new Error(`the sidecar has no ${name}`)
   let calls = 0
-  const crash = () => {
-    const [from, to] = RENAME.split(':')
-    if (from && to) renameSync(from, to)
-    else process.kill(process.pid, 'SIGKILL')
-  }
+  const crash = () => process.kill(process.pid, 'SIGKILL')
   methods[name] = function (this: unknown, ...args: unknown[]) {
     const isChosen = ++calls === Number(nth)
     if (isChosen && when === 'before') crash()

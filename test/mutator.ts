@@ -55,8 +55,22 @@ export function makeFile(
   db.exec('commit')
 }
 
-/** Changes the file by a few transactions, as an app does: rows come, change, move and go. */
+/** Changes the file by a few transactions, as an app does: rows come, change, move and go; now and then a column comes. */
 export function mutate(file: string, chance: Chance, transactions = 3): void {
+  mutateRows(file, chance, transactions)
+  if (chance.below(15) === 0) addColumn(file, chance)
+}
+
+/** Adds a column, as an app's upgrade does. */
+export function addColumn(file: string, chance: Chance): void {
+  using db = open(file)
+  db.exec(
+    `alter table chat add column extra_${chance.below(1_000_000)} ${chance.pick(['text', 'integer', 'json'])}`,
+  )
+}
+
+/** The same as {@link mutate}, and the schema stays. */
+export function mutateRows(file: string, chance: Chance, transactions = 3): void {
   using db = open(file)
   for (let i = 0; i < transactions; i++) {
     db.exec('begin immediate')
@@ -65,10 +79,6 @@ export function mutate(file: string, chance: Chance, transactions = 3): void {
     db.exec(chance.below(8) === 0 ? 'rollback' : 'commit')
   }
   if (chance.below(12) === 0) db.exec('vacuum')
-  if (chance.below(15) === 0)
-    db.exec(
-      `alter table chat add column extra_${chance.below(1_000_000)} ${chance.pick(['text', 'integer', 'json'])}`,
-    )
 }
 
 function open(file: string): DatabaseSync {

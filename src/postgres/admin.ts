@@ -6,6 +6,7 @@ import {ensureDatabaseGrants, schemaVersion} from './migrate.ts'
 import {NameTakenError} from './refusals.ts'
 import {generatePassword, scramVerifier} from './scram.ts'
 import type {Pool, Sql, Tx} from './sql.ts'
+import {TransactionConflictError} from './sqlstate.ts'
 
 // What is done with the admin's URL. The SQL behind it is sql/0006_administration.sql; a host role may call none of it.
 
@@ -175,13 +176,35 @@ export async function revokeAccess(
 /**
  * Moves a client's rights to another host. The old host is fenced: what it has in flight for any client cannot commit,
  * and it goes on with the others under a new epoch.
+ *
+ * A transaction of the old host that changes tables is waited for, for {@link TRANSFER_PATIENCE_MS}; then its sessions
+ * are ended: it may be frozen or cut off, and that must not keep a client from a host that lives.
  */
 export async function transferClient(
-  sql: Sql,
+  pool: Pool,
   {client, toCluster}: {readonly client: string; readonly toCluster: string},
 ): Promise<void> {
-  await asAdmin(() => sql`select sync_metadata.transfer_client(${client}, ${toCluster})`)
+  const transfer = () =>
+    asAdmin(() =>
+      pool.begin(tx => tx`select sync_metadata.transfer_client(${client}, ${toCluster})`, {
+        setLocal: {lock_timeout: `${TRANSFER_PATIENCE_MS}ms`},
+      }),
+    )
+  try {
+    await transfer()
+  } catch (error) {
+    if (!(error instanceof TransactionConflictError)) throw error
+    await pool`
+      select pg_terminate_backend(a.pid)
+      from sync_metadata.client_deployments d
+      join sync_metadata.host_roles r using (host_id)
+      join pg_stat_activity a on a.usename = r.db_role
+      where d.schema_name = sync_metadata.schema_of(${client}) and a.datname = current_database()`
+    await transfer()
+  }
 }
+
+const TRANSFER_PATIENCE_MS = 3_000
 
 /** Reads what the control schema holds, over all hosts. */
 export async function dbStatus(pool: Pool): Promise<DbStatus> {

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import {copyFileSync} from 'node:fs'
+import {copyFileSync, existsSync} from 'node:fs'
 import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {afterAll, beforeAll, test} from 'vitest'
@@ -50,8 +50,8 @@ test('the pages of a file that took the place of the one being read are not take
   set(other, 777)
   set(file, 502)
   // After SQLite has opened the file, before the first page is read.
-  const env = {...byPages.env, CRASH_AT: 'noted:1', RENAME: `${other}:${file}`}
-  const run = await site.sync(client, {...byPages, env})
+  const run = await site.sync(client, {...byPages, env: {...byPages.env, RENAME: `${other}:${file}`}})
+  assert.ok(!existsSync(other), 'the file was not replaced')
   assert.equal(run.error?.code, 'SYNC_SOURCE_BUSY', run.out + run.err)
   assert.equal(run.code, 75)
   await succeeds(client, byPages)
