@@ -76,6 +76,16 @@ test('differences: exit 2 until they are repaired', async () => {
   assert.equal(row!['title'], 'two')
 })
 
+test('a repair leads the cluster of the role when CLUSTER_NAME is not set', async () => {
+  await m.admin`update acme.chat set title = 'tres' where id = 'b'`
+  const {DATABASE_URL = '', STATE_DIR = ''} = m.env
+  const {code, out, err} = await runCli(['verify', '--client', 'acme', '--repair'], {
+    env: {DATABASE_URL, STATE_DIR},
+  })
+  assert.equal(code, 0, out + err)
+  assert.match(out, /All 1 have been repaired\./)
+})
+
 test('a dry run without a repair is misuse', async () => {
   assert.equal((await verify('--dry-run')).code, 64)
 })

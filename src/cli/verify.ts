@@ -36,7 +36,7 @@ export const verify = command({
     try {
       verified = await verifyOnce(
         target.pool,
-        config,
+        {...config, clusterName: target.clusterName ?? config.clusterName},
         {
           client,
           sqlite,
