@@ -74,5 +74,6 @@ function* remarkLines(
     yield `Warning: Postgres had refused ${quarantinedRows} rows of ${client}; the file lacks them, or has them as they were before. owsync sync --client ${client} names them.`
   if (forbidden.length > 0)
     yield `Values that the schema forbids, as the source had them: ${forbidden.slice(0, 3).join('; ')}${forbidden.length > 3 ? '; …' : ''}`
-  if (orphans > 0) yield `${orphans} rows refer to rows that are not there, as in the source.`
+  if (orphans > 0)
+    yield `${orphans === 1 ? '1 row refers to a row that is' : `${orphans} rows refer to rows that are`} not there, as in the source.`
 }

@@ -26,7 +26,7 @@ export class LeaseHeldError extends SyncError {
   readonly code = 'SYNC_LEASE_HELD'
   override readonly retryable = true
   readonly holder: string
-  readonly next = 'Wait until it has finished, or ask it: `owsync cluster status` shows who leads.'
+  readonly next = 'Wait until it has finished, or ask it: `owsync db status` shows who leads.'
 
   constructor(clusterName: string, holder: string) {
     super(`cluster ${clusterName} is led by ${holder}`)

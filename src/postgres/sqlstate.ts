@@ -8,7 +8,7 @@ export class UnreachableError extends SyncError {
   readonly code = 'SYNC_UNREACHABLE'
   override readonly retryable = true
   readonly next =
-    'Check that Postgres runs there and that this machine may reach it; `owsync doctor` tries each way in.'
+    'Check that Postgres runs there and that this machine may reach it; a direct Supabase address needs IPv6.'
   readonly address: string
 
   constructor(address: string, reason: string, options?: ErrorOptions) {
@@ -69,7 +69,7 @@ export class PermissionError extends SyncError {
   override readonly name = 'PermissionError'
   readonly code = 'SYNC_PERMISSION'
   readonly next =
-    'Run `owsync db migrate` and `owsync db grant-host` with the admin URL; `owsync doctor` shows what lacks.'
+    'Run `owsync db migrate` with the admin URL; when that is done, use the URL that `owsync db grant-host` gave this host.'
 
   constructor(what: string, options?: ErrorOptions) {
     super(`Postgres does not allow this role: ${what}`, options)

@@ -298,7 +298,7 @@ function unreadable(file: string, cause: unknown): unknown {
       return new SourceUnreadableError(
         file,
         'there is no such file',
-        'Check the path; `owsync client list` shows registered ones.',
+        'Check the path; give another one with --sqlite FILE when the file has moved.',
         options,
       )
     case 'EACCES':
