@@ -39,7 +39,7 @@ export const restore = command({
           force,
           ...(generation !== undefined && {asOf: generation}),
           onProgress: (table, rows) => {
-            progress.update({label: `restore ${name}`, table, rows, bytes: 0})
+            progress.update({label: `restore ${name}`, table, rows})
           },
         },
         context.signal,

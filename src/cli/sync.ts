@@ -44,10 +44,10 @@ export const sync = command({
           dryRun,
           accept,
           onProgress: (table, rows) => {
-            progress.update({label: `sync ${client}`, table, rows, bytes: 0})
+            progress.update({label: `sync ${client}`, table, rows})
           },
           onWait: holder => {
-            progress.update({label: `waiting for ${holder}`, rows: 0, bytes: 0})
+            progress.update({label: `waiting for ${holder}`})
           },
         },
         context.signal,

@@ -43,10 +43,10 @@ export const verify = command({
           quick,
           repair: repair && !dryRun,
           onProgress: (table, rows) => {
-            progress.update({label: `verify ${client}`, table, rows, bytes: 0})
+            progress.update({label: `verify ${client}`, table, rows})
           },
           onWait: holder => {
-            progress.update({label: `waiting for ${holder}`, rows: 0, bytes: 0})
+            progress.update({label: `waiting for ${holder}`})
           },
         },
         context.signal,

@@ -42,6 +42,12 @@ describe('a line shows what fits, the least important left out first', () => {
     assert.equal(progressLine(unknown, options), 'sync acme  message  250,000 rows  48.2 MB  50,000 rows/s')
   })
 
+  test('what nobody counts is not shown as none, and one row is one row', () => {
+    const line = progressLine({label: 'restore acme', table: 'chat', rows: 1}, {...options, elapsedMs: 1_000})
+    assert.equal(line, 'restore acme  chat  1 row  1 row/s')
+    assert.equal(progressLine({label: 'waiting for node-a'}, options), 'waiting for node-a')
+  })
+
   test('a name that would move the cursor is made harmless', () => {
     assert.ok(!progressLine({...view, table: 'a\r\u001b[2Jb'}, options).includes('\u001b'))
   })

@@ -3,10 +3,12 @@ export type ProgressView = {
   /** What is under way: `sync acme`. */
   readonly label: string
   readonly table?: string
-  readonly rows: number
+  /** Absent while there is nothing but waiting. */
+  readonly rows?: number
   /** Absent while nobody knows. */
   readonly totalRows?: number
-  readonly bytes: number
+  /** Absent where nobody counts them. */
+  readonly bytes?: number
 }
 
 /** A progress line. Disposing of it clears the line, however the work ended. */
@@ -74,11 +76,17 @@ export function progressLine(view: ProgressView, {elapsedMs, width, isUnicode}: 
   const label = printable(view.label)
   const table = printable(view.table ?? '')
   const seconds = elapsedMs / 1_000
-  const share = totalRows === undefined ? undefined : totalRows === 0 ? 1 : Math.min(rows / totalRows, 1)
-  const counted = totalRows === undefined ? `${whole(rows)} rows` : `${whole(rows)}/${whole(totalRows)} rows`
-  const rate = seconds >= 1 ? `${whole(Math.round(rows / seconds))} rows/s` : ''
+  const share =
+    totalRows === undefined ? undefined : totalRows === 0 ? 1 : Math.min((rows ?? 0) / totalRows, 1)
+  const counted =
+    rows === undefined
+      ? ''
+      : totalRows === undefined
+        ? counts(rows, 'row')
+        : `${whole(rows)}/${whole(totalRows)} rows`
+  const rate = rows !== undefined && seconds >= 1 ? `${counts(Math.round(rows / seconds), 'row')}/s` : ''
   const percent = share === undefined ? '' : `${Math.floor(share * 100)} %`.padStart(5)
-  const optional = [table, counted, size(bytes), rate]
+  const optional = [table, counted, bytes === undefined ? '' : size(bytes), rate]
 
   for (let kept = optional.length; kept >= 0; kept--) {
     const parts = [...optional.slice(0, kept).filter(part => part !== '')]
@@ -113,6 +121,10 @@ function printable(name: string): string {
 
 function whole(number: number): string {
   return number.toLocaleString('en-US')
+}
+
+function counts(number: number, noun: string): string {
+  return `${whole(number)} ${noun}${number === 1 ? '' : 's'}`
 }
 
 function size(bytes: number): string {
