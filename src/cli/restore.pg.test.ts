@@ -43,7 +43,7 @@ test('an existing file is refused, and with --force kept', async () => {
   const forced = await runCli([...args, '--force'], {env: m.env})
   assert.equal(forced.code, 0)
   assert.match(forced.err, /The file that was there before is .*kept\.db\.\d{8}T\d{6}Z\.bak/)
-  assert.match(forced.out, /acme: generation 1 restored to .*: 2 rows in 1 tables, verified/)
+  assert.match(forced.out, /acme: generation 1 restored to .*: 2 rows in 1 table, verified/)
   assert.equal(readdirSync(m.folder).filter(name => name.startsWith('kept.db')).length, 2)
 })
 

@@ -3,6 +3,7 @@ import {UsageError} from '../core/errors.ts'
 import {restore as restoreFile, type RestoreRemarks, type RestoreResult} from '../restore/restore.ts'
 import {openTarget} from '../service/target.ts'
 import {command} from './command.ts'
+import {counted} from './table.ts'
 
 export const restore = command({
   details:
@@ -61,7 +62,7 @@ function generationOf(text: string): bigint {
 
 function textOf({client, generation, file, tables, rows, duration_ms}: RestoreResult): string {
   const took = `${(duration_ms / 1000).toFixed(1)} s`
-  return `${client}: generation ${generation} restored to ${file}: ${rows} rows in ${tables} tables, verified, ${took}`
+  return `${client}: generation ${generation} restored to ${file}: ${counted(rows, 'row')} in ${counted(tables, 'table')}, verified, ${took}`
 }
 
 /** What is worth knowing about a file that is as good as the source was. */

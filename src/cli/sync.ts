@@ -2,7 +2,7 @@ import {openTarget} from '../service/target.ts'
 import {syncOnce} from '../service/sync-once.ts'
 import type {SyncResult} from '../sync/sync.ts'
 import {command} from './command.ts'
-import {sizeText} from './table.ts'
+import {counted, sizeText} from './table.ts'
 
 export const sync = command({
   details:
@@ -76,5 +76,5 @@ function textOf(result: SyncResult, dryRun: boolean): string {
     : '\nThe app was writing all the while: the next sync completes this one.'
   const counts = `${rows.upserted} upserted, ${rows.tombstoned} deleted, ${rows.unchanged} unchanged${held}`
   const what = dryRun ? 'would apply' : `generation ${generation}`
-  return `${client}: ${what}: ${counts} in ${tables} tables, ${sizeText(result.bytes)}, ${took}${healing}`
+  return `${client}: ${what}: ${counts} in ${counted(tables, 'table')}, ${sizeText(result.bytes)}, ${took}${healing}`
 }

@@ -39,3 +39,8 @@ function cellText(cell: Cell): string {
   if (typeof cell === 'boolean') return cell ? 'yes' : 'no'
   return (typeof cell === 'string' ? cell : cell.toLocaleString('en-US')).replace(/\p{C}/gu, '?')
 }
+
+/** `1 row`, `2 rows`. */
+export function counted(n: number, noun: string): string {
+  return `${n} ${noun}${n === 1 ? '' : 's'}`
+}

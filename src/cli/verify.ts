@@ -4,7 +4,7 @@ import {verifyOnce} from '../service/verify-once.ts'
 import type {Difference} from '../sync/findings.ts'
 import type {VerifyResult, VerifyTotals} from '../sync/verify.ts'
 import {command} from './command.ts'
-import {table} from './table.ts'
+import {counted, table} from './table.ts'
 
 export const verify = command({
   details:
@@ -103,10 +103,6 @@ function nextOf(
   if (!repair) return `To apply the source’s rows there: owsync verify --client ${client} --repair`
   if (repaired >= differences) return `All ${repaired} have been repaired.`
   return `${repaired} of ${differences} have been repaired; sync, then verify again.`
-}
-
-function counted(n: number, noun: string): string {
-  return `${n} ${noun}${n === 1 ? '' : 's'}`
 }
 
 function shortened(key: string): string {

@@ -20,8 +20,8 @@ export class NotRestorableError extends SyncError {
   readonly code = 'SYNC_NOT_RESTORABLE'
   readonly next: string
 
-  constructor(client: string, what: string, next: string) {
-    super(`${client} cannot be restored: ${what}`)
+  constructor(client: string, what: string, next: string, options?: ErrorOptions) {
+    super(`${client} cannot be restored: ${what}`, options)
     this.next = next
   }
 }

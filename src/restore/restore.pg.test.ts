@@ -166,6 +166,23 @@ describe('what cannot be restored is refused, and no file is made', () => {
     await m.admin`update plain.t set _sync_raw = null where id = 'a'`
   })
 
+  test('a file with an index that only its app can make', async () => {
+    const source = m.source('extended', db => {
+      legacy(
+        db,
+        'create table t (id text primary key, name text collate of_the_app)',
+        'create table t (id text primary key, name text)',
+        `insert into t values ('a', 'x')`,
+      )
+    })
+    await m.sync('extended', source)
+    await refused(
+      'extended',
+      'SYNC_NOT_RESTORABLE',
+      /what only its app has \(no such collation sequence: of_the_app\)/,
+    )
+  })
+
   test('an abort', async () => {
     const controller = new AbortController()
     const onProgress = () => {

@@ -5,6 +5,7 @@ import {UsageError} from '../core/errors.ts'
 import type {ColumnLayout, SourceSchema, TableLayout} from '../core/layout.ts'
 import type {Pool, Tx} from '../postgres/sql.ts'
 import {findDeployment, findSourceSchema, UnknownClientError, type Deployment} from '../state/deployments.ts'
+import {missingFromApp} from '../source/apps-own.ts'
 import {readExisting} from '../target/plan.ts'
 import {storedRows} from '../target/stored-rows.ts'
 import {checkFile, type FilledTable, type Remarks} from './check.ts'
@@ -80,6 +81,14 @@ export async function restore(
   } catch (cause) {
     // A connection cut by the abort is lost in the middle of something: that is not what happened.
     signal.throwIfAborted()
+    const missing = missingFromApp(cause)
+    if (missing !== undefined)
+      throw new NotRestorableError(
+        options.clientName,
+        `its schema uses what only its app has (${missing})`,
+        'Its rows are in Postgres, in the tables of its schema. Drop that column, index or collation in the source, if it still exists, and sync.',
+        {cause},
+      )
     throw explainWrite(destination.file, cause)
   }
 }

@@ -8,8 +8,9 @@ import {UsageError} from '../core/errors.ts'
 import {NotYoursError} from '../postgres/refusals.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {PermissionError} from '../postgres/sqlstate.ts'
-import {introspect} from '../source/introspect.ts'
-import {openSource, whenFree} from '../source/open.ts'
+import {introspect, type TableSpec} from '../source/introspect.ts'
+import {explain, openSource, whenFree, type Source} from '../source/open.ts'
+import {TableReader} from '../source/read.ts'
 import {
   findDeployment,
   moveSource,
@@ -140,11 +141,22 @@ async function resolveDeployment(
   }
   if (known === undefined) {
     using source = await openSource(client.sqlite, signal)
-    refuseTooWide((await whenFree(source, () => introspect(source.db), signal)).tables)
+    const {tables} = await whenFree(source, () => introspect(source.db), signal)
+    refuseTooWide(tables)
+    refuseUnreadable(source, tables)
   }
   // For a known client this checks that the two names really are one.
   await registerDeployment(pool, client.name, known?.sqlitePath ?? (await realpath(client.sqlite)))
   return (await findDeployment(pool, client.schema)) as Deployment
+}
+
+/** @throws {SourceUnreadableError} when the rows of a table cannot even be asked for. */
+function refuseUnreadable({db, file}: Source, tables: readonly TableSpec[]): void {
+  try {
+    for (const table of tables) new TableReader(db, table)
+  } catch (cause) {
+    throw explain(file, cause)
+  }
 }
 
 /** What a client that nobody knows would bring: told without registering it. */

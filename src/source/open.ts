@@ -11,6 +11,7 @@ import {
 import {dirname, resolve} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {setTimeout as sleep} from 'node:timers/promises'
+import {missingFromApp} from './apps-own.ts'
 import {SourceBusyError, SourceUnreadableError} from './errors.ts'
 
 /** A source held open read-only. Nothing in this product opens one in any other way while syncing one-way. */
@@ -177,6 +178,13 @@ export function explain(file: string, cause: unknown): unknown {
       file,
       'the app crashed in the middle of a write and has not rolled it back yet (hot journal)',
       'Start the app once so that it recovers its file, then try again; rolling back is never done by the sync.',
+      options,
+    )
+  if (missingFromApp(cause) !== undefined)
+    return new SourceUnreadableError(
+      file,
+      `its schema uses what only its app has (${because})`,
+      'Open WebUI’s own schema does not: drop the column, index or collation that somebody added, then try again.',
       options,
     )
   switch (code & 0xff) {

@@ -126,6 +126,13 @@ describe('a file that is', () => {
       unreadable(/damaged/),
     ],
     [
+      'made with a function that only its app has',
+      file => {
+        appsOwn(file)
+      },
+      unreadable(/what only its app has \(unknown function: secret\(\)\)/, /drop the column/),
+    ],
+    [
       'too wide in one table',
       file => {
         wide(file)
@@ -478,6 +485,13 @@ function brokenSchema(file: string): void {
   copyFileSync(good, file)
   using db = new DatabaseSync(file, {defensive: false})
   db.exec(`pragma writable_schema = on; update sqlite_schema set sql = 'create nonsense' where name = 'chat'`)
+}
+
+function appsOwn(file: string): void {
+  copyFileSync(good, file)
+  using db = new DatabaseSync(file, {defensive: false})
+  db.exec(`alter table tag add column code text as (upper(name)); pragma writable_schema = on;
+    update sqlite_schema set sql = replace(sql, 'upper(', 'secret(') where name = 'tag'`)
 }
 
 function wide(file: string): void {
