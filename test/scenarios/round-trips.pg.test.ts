@@ -36,15 +36,15 @@ for (const [what, changed, perTable] of [
           insert into ${table} select 'k' || n, n, hex(randomblob(20)) from numbers`)
     using session = client.session()
     await session.sync({pool})
-    let id = 0
     for (const count of [1, 3, 5]) {
       // The second time, when nothing has to be asked for that a session remembers.
       for (const round of [1, 2]) {
         for (const table of tables.slice(0, count)) {
-          app.exec(`update ${table} set n = n + 1 where id in (select id from ${table} limit ${changed})`)
-          app.exec(`delete from ${table} where id = 'k${rows - id}'`)
+          app.exec(
+            `update ${table} set n = n + 1 where id in (select id from ${table} order by id limit ${changed})`,
+          )
+          app.exec(`delete from ${table} where id = (select max(id) from ${table})`)
         }
-        id++
         const before = proxy.turns
         const result = await session.sync({pool, accept: true})
         assert.equal(result.rows.upserted, count * changed)
