@@ -115,6 +115,7 @@ function startSync(
     ...(uid === undefined ? {} : {uid, gid: uid}),
     env: {
       PATH: process.env['PATH'],
+      NODE_COMPILE_CACHE: process.env['NODE_COMPILE_CACHE'],
       DATABASE_URL: urlOf(options.endpoint),
       CLUSTER_NAME: options.cluster,
       STATE_DIR: options.stateDir,
