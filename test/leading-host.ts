@@ -10,6 +10,7 @@ import {findDeployment, findSourceSchema, type Deployment} from '../src/state/de
 import {lockDeployment} from '../src/sync/lock.ts'
 import {Session} from '../src/sync/session.ts'
 import {syncDeployment, type SyncResult, type SyncRun} from '../src/sync/sync.ts'
+import {verifyDeployment, type VerifyResult} from '../src/sync/verify.ts'
 import {digestSql, quote} from '../src/target/row-sql.ts'
 import {literal} from '../src/target/type-map.ts'
 import {testDatabase, type TestDatabase} from './database.ts'
@@ -42,6 +43,7 @@ export type LeadingClient = AsyncDisposable & {
   relations(): Promise<Map<string, number>>
   /** @returns the new file. */
   restore(): Promise<string>
+  verify(options?: {readonly quick?: boolean}): Promise<VerifyResult>
   /** One line for each table whose live rows are not `rows` many, or do not have the digest that is noted for them. */
   differences(rows: ReadonlyMap<string, number>): Promise<string[]>
   /** Equal before and after whatever has not written to the client's tables or to what is recorded of its syncs. */
@@ -175,6 +177,18 @@ export async function leadingClient(leader: LeadingHost, name: string): Promise<
       const to = join(folder, `${name}-restored-${++restored}.db`)
       await restore({pool: host, clientName: name, schemaName, to, force: false}, signal)
       return to
+    },
+    async verify({quick = false} = {}) {
+      const {lockBudgetMs} = defaultLimits
+      const verification = {
+        pool: host,
+        deployment: await deployment(),
+        sqlitePath: file,
+        stateDir,
+        lockBudgetMs,
+        quick,
+      }
+      return (await verifyDeployment(verification, signal)).result
     },
     async differences(rows) {
       const {tables} = await schema()

@@ -1,13 +1,12 @@
 import assert from 'node:assert/strict'
 import {join} from 'node:path'
 import fc from 'fast-check'
-import {afterAll, beforeAll, describe, test} from 'vitest'
+import {afterAll, beforeAll, test} from 'vitest'
 import {json, raw} from '../src/postgres/sql.ts'
 import {restore} from '../src/restore/restore.ts'
 import {applyChange, buildFile, openForChange} from './apply-change.ts'
 import {change, filePlan} from './arbitrary.ts'
 import {compareFiles} from './compare.ts'
-import {shapes} from './shapes.ts'
 import {syncedHost, type SyncedHost} from './synced-host.ts'
 
 let m: SyncedHost
@@ -18,22 +17,6 @@ beforeAll(async () => {
 
 afterAll(async () => {
   await m[Symbol.asyncDispose]()
-})
-
-describe('what was synced verifies as equal and is restored value for value', () => {
-  for (const [i, shape] of shapes.entries())
-    test(shape.name, async () => {
-      const client = `shape_${i}`
-      const source = m.source(client, shape.build)
-      await m.sync(client, source)
-      await holds(client, source, '1')
-      if (shape.change === undefined) return
-      for (const step of shape.change) m.source(client, step)
-      // What has not been synced is no difference.
-      assert.deepEqual((await m.verify(client)).differences, [])
-      await m.sync(client)
-      await holds(client, source, '2')
-    })
 })
 
 test(

@@ -28,6 +28,8 @@ describe('a file is followed exactly, step by step', () => {
         let state = await follows(client, {rows: new Map(), relations: new Map()}, capture)
         for (const change of shape.change ?? []) {
           step(change)
+          // What has not been synced is no difference.
+          if (capture === 'digests') assert.deepEqual((await client.verify()).differences, [])
           state = await follows(client, state, capture)
         }
       })
@@ -42,6 +44,15 @@ async function follows(client: LeadingClient, before: Rows, capture: 'digests' |
   const counts = new Map([...now.rows].map(([name, {rows}]) => [name, rows.size]))
   assert.deepEqual(await client.differences(counts), [])
   assert.deepEqual(compareFiles(client.file, await client.restore()), [])
+  // The stored values, and then the stored hashes.
+  if (capture === 'digests')
+    for (const quick of [false, true]) {
+      const {differences, pending, moving, accepted} = await client.verify({quick})
+      assert.deepEqual(
+        {differences, pending, moving, accepted},
+        {differences: [], pending: 0, moving: 0, accepted: 0},
+      )
+    }
 
   if (capture === 'pages') {
     const full = await client.sync({full: true})
