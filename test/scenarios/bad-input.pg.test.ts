@@ -167,6 +167,23 @@ describe('a file that is', () => {
     })
   })
 
+  for (const type of ['nfs4', 'cifs', '9p', 'virtiofs', 'fuse.sshfs'])
+    test(`on a network or shared file system (${type}) is refused`, async () => {
+      const folder = join(site.folder, 'from elsewhere')
+      mkdirSync(folder, {recursive: true})
+      const file = join(folder, 'webui.db')
+      copyFileSync(good, file)
+      await changesNothing(async () => {
+        const env = {NETWORK_FOLDER: folder, NETWORK_TYPE: type}
+        const run = await site.sync('newcomer', {sqlite: file, preload: 'network-mount.ts', env})
+        isAnswer(
+          run,
+          unreadable(new RegExp(`file system \\(${type.replace('.', '\\.')}\\)`), /local disk/),
+          file,
+        )
+      })
+    })
+
   test('left by an app that crashed in a write is asked for again later, and never rolled back', async () => {
     const file = copy('crashed')
     await crashInWrite(file)
