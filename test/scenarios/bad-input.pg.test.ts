@@ -18,13 +18,14 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs'
+import {connect, createServer, type AddressInfo} from 'node:net'
 import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {afterAll, beforeAll, describe, test} from 'vitest'
-import {requireServerVersion} from '../../src/postgres/connect.ts'
-import {raw, type Tx} from '../../src/postgres/sql.ts'
-import {withChanges} from '../../src/net/endpoint.ts'
-import {emptyDatabase} from '../database.ts'
+import {raw} from '../../src/postgres/sql.ts'
+import {urlOf, withChanges, type Endpoint} from '../../src/net/endpoint.ts'
+import {runCli} from '../cli.ts'
+import {emptyDatabase, type TestDatabase} from '../database.ts'
 import {testClient, testHost} from '../host.ts'
 import {assertMirror, compareMirror} from '../mirror.ts'
 import {chanceOf, makeFile} from '../mutator.ts'
@@ -386,13 +387,16 @@ describe('a database', () => {
     isAnswer(run, {exit: 1, code: 'SYNC_SCHEMA_NEWER', says: /./, next: /Update openwebui-sync/})
   })
 
-  test('older than PostgreSQL 15 is refused', async () => {
-    const old = (() => Promise.resolve([{number: 140_012, name: '14.12'}])) as unknown as Tx
-    await assert.rejects(requireServerVersion(old), {
-      code: 'SYNC_SERVER_TOO_OLD',
-      message: /14\.12; 15 is the oldest/,
-      next: /Upgrade/,
-    })
+  test('older than PostgreSQL 15 is refused, and nothing is made in it', async () => {
+    await using old = await emptyDatabase()
+    await using saying = await sayingItIs14(old)
+    const env = {ADMIN_DATABASE_URL: urlOf(saying.endpoint), STATE_DIR: site.stateDir}
+    const {code, json} = await runCli(['db', 'migrate', '--json'], {env})
+    const {error} = json() as {error: Record<'code' | 'message' | 'next', string>}
+    assert.deepEqual([code, error.code], [1, 'SYNC_SERVER_TOO_OLD'])
+    assert.match(error.message, /14\.12 *; 15 is the oldest/)
+    assert.match(error.next, /Upgrade/)
+    assert.deepEqual(await old`select nspname from pg_namespace where nspname like 'sync%'`, [])
   })
 
   test('that takes no writes says so', async () => {
@@ -543,6 +547,33 @@ async function crashInWrite(file: string): Promise<void> {
   const child = spawn(process.execPath, ['-e', script], {stdio: 'ignore'})
   await once(child, 'close')
   assert.ok(statSync(`${file}-journal`).size > 0)
+}
+
+/** A way to the server on which it says that it is PostgreSQL 14. */
+async function sayingItIs14(db: TestDatabase): Promise<AsyncDisposable & {endpoint: Endpoint}> {
+  const [{number, name} = {number: '', name: ''}] = await db<{number: string; name: string}>`
+    select current_setting('server_version_num') as number, current_setting('server_version') as name`
+  const {host, port} = db.endpoint
+  const server = createServer(client => {
+    const upstream = connect(port, host)
+    client.on('error', () => upstream.destroy()).pipe(upstream)
+    upstream
+      .on('error', () => client.destroy())
+      .on('data', (data: Buffer) => {
+        // As many bytes as before: messages say how long they are.
+        const text = data.toString('latin1').replace(number, '140012')
+        client.write(text.replace(name, '14.12'.padEnd(name.length)), 'latin1')
+      })
+      .on('end', () => client.end())
+  })
+  await once(server.listen(0, '127.0.0.1'), 'listening')
+  return {
+    endpoint: withChanges(db.endpoint, {host: '127.0.0.1', port: (server.address() as AddressInfo).port}),
+    async [Symbol.asyncDispose]() {
+      server.close()
+      await Promise.resolve()
+    },
+  }
 }
 
 /** A tablespace called `small`, on a disk of its own of a few megabytes. */
