@@ -165,6 +165,14 @@ export class TableReader {
     return {keys: gone, holdMs: performance.now() - since}
   }
 
+  /** About how many rows there are at most, without counting them; `undefined` for none, or where rows have no rowid. */
+  highestRowid(): bigint | undefined {
+    if (this.table.withoutRowid) return undefined
+    const statement = this.#db.prepare(`select max(${this.#rowid()}) as rid from ${ident(this.table.name)}`)
+    statement.setReadBigInts(true)
+    return (statement.get()?.['rid'] as bigint | null) ?? undefined
+  }
+
   /** Rowids alone, of rows after `after` and up to `upTo`, until the budget is spent. */
   rowids(
     after: bigint | undefined,

@@ -1,9 +1,11 @@
 import {randomUUID} from 'node:crypto'
+import {Channel} from '../core/channel.ts'
 import type {SourceSchema, TableLayout} from '../core/layout.ts'
+import {together} from '../core/together.ts'
 import type {Lease} from '../cluster/lease.ts'
 import {json, type Pool, type Tx} from '../postgres/sql.ts'
 import type {DataError} from '../postgres/sqlstate.ts'
-import {Pace} from '../source/capture.ts'
+import {Pace, type Entry} from '../source/capture.ts'
 import {introspect, readDataVersion, type SourceSpec} from '../source/introspect.ts'
 import {whenFree, type Source} from '../source/open.ts'
 import {TableReader, type Position} from '../source/read.ts'
@@ -23,6 +25,8 @@ export const chunk = {bytes: 64 * 1024 * 1024}
 const PIECE_BYTES = 256 * 1024
 /** A row that Postgres refuses costs a chunk once more; so many in one load point to a fault of ours. */
 const MOST_REFUSALS = 100
+/** A table of so many rows ends its chunk: its indexes take longer than a commit, and can be built from then on. */
+const MANY_ROWS = 50_000
 
 export type LoadRun = {
   readonly pool: Pool
@@ -49,6 +53,18 @@ export type Loaded = {
 
 type LoadPosition = {readonly finished: readonly string[]; readonly rows: number; readonly bytes: number}
 
+/** How far a load has come. */
+type Cursor = {
+  /** Tables that are still to be copied, the first one perhaps in part. */
+  left: readonly TableLayout[]
+  /** Where to go on in the first one; `undefined` at its start. */
+  position: Position | undefined
+  /** Rows of the first one that have been read. */
+  tableRows: number
+  rows: number
+  bytes: number
+}
+
 /**
  * Copies every table into the client schema for the first time, in committed chunks, each behind the fence.
  *
@@ -72,18 +88,30 @@ export async function firstLoad(
     isResumed ? (deployment.loadPosition as LoadPosition) : undefined,
   )
 
-  if (!isResumed) await load.start(planned.operations, schemaOf(spec, planned.tables))
+  if (!isResumed) await load.start(planned.operations, schemaOf(spec, planned.tables), signal)
   else if (planned.operations.length > 0 || !isInStep(sidecar, deployment) || !load.knowsPlace) {
     // The schema or the sidecar is not what the load began with: make the tables whole, and let the capture fill them.
-    await load.finishAll(previous.tables)
+    await load.finishAll(previous.tables, signal)
     return load.result(previous, spec, undefined)
   }
   const readers = new Map(spec.tables.map(table => [table.name, new TableReader(source.db, table)]))
-  await load.copyAll(readers, isResumed, signal)
+  const isLarger = await whenFree(source, () => bySize(readers), signal)
+  await load.copyAll(readers, isLarger, isResumed, signal)
   const after = await whenFree(source, () => readDataVersion(source.db), signal)
   const isUndisturbed = !isResumed && after === before
   if (!isUndisturbed) load.keepLastPlaces()
   return load.result(schemaOf(spec, planned.tables), spec, isUndisturbed ? after : undefined)
+}
+
+/** The order in which tables are copied: the most rows first, for their indexes are built while the others follow. */
+function bySize(
+  readers: ReadonlyMap<string, TableReader>,
+): (a: Pick<TableLayout, 'source'>, b: Pick<TableLayout, 'source'>) => number {
+  const highest = new Map([...readers].map(([name, reader]) => [name, reader.highestRowid() ?? 0n]))
+  return (a, b) => {
+    const [first = 0n, second = 0n] = [highest.get(a.source), highest.get(b.source)]
+    return first > second ? -1 : first < second ? 1 : 0
+  }
 }
 
 function isInStep(sidecar: Sidecar, deployment: Deployment): boolean {
@@ -94,88 +122,112 @@ class Load {
   readonly #run: LoadRun
   readonly #layouts: readonly TableLayout[]
   readonly #encoders: ReadonlyMap<string, RowEncoder>
-  #finished: Set<string>
   readonly #refused: QuarantinedRow[] = []
   /** Numbers of rows, within the current chunk and by table, that Postgres has refused. */
   readonly #skip = new Map<string, Map<number, DataError>>()
   readonly #pace: Pace
-  #rows: number
-  #bytes: number
+  /** What Postgres has of this load, and the cut that it was committed as. */
+  #position: LoadPosition
+  #cutId: string | null
+  /** Two transactions may be open at once; they are committed one after the other, each on top of the other's position. */
+  #turn: Promise<unknown> = Promise.resolve()
 
   constructor(run: LoadRun, layouts: readonly TableLayout[], position: LoadPosition | undefined) {
     this.#run = run
     this.#layouts = layouts
     this.#encoders = new Map(layouts.map(layout => [layout.source, new RowEncoder(layout)]))
-    this.#finished = new Set(position?.finished)
-    this.#rows = position?.rows ?? 0
-    this.#bytes = position?.bytes ?? 0
+    this.#position = position ?? {finished: [], rows: 0, bytes: 0}
+    this.#cutId = run.deployment.cutId
     this.#pace = new Pace(run.source, run.lockBudgetMs, run.lease.signal)
   }
 
   /** False when rows are in an unfinished table of which nobody knows where they stood: the sidecar was lost. */
   get knowsPlace(): boolean {
-    return this.#layouts.every(
-      ({source, withoutRowid}) =>
-        withoutRowid || this.#finished.has(source) || !this.#run.sidecar.hasAdrift(source),
+    return this.#unfinished(this.#layouts).every(
+      ({source, withoutRowid}) => withoutRowid || !this.#run.sidecar.hasAdrift(source),
     )
   }
 
-  async start(operations: readonly object[], schema: SourceSchema): Promise<void> {
+  async start(operations: readonly object[], schema: SourceSchema, signal: AbortSignal): Promise<void> {
     const {sidecar, deployment} = this.#run
     const cutId = randomUUID()
     sidecar.reset()
-    await this.#transaction(async tx => {
-      await tx`select sync_metadata.evolve_schema(${deployment.deploymentId}, ${json(operations)})`
-      await saveSourceSchema(tx, deployment.deploymentId, 1n, schema)
-      await this.#recordStep(tx, cutId)
-    })
+    await this.#step(
+      async tx => {
+        await tx`select sync_metadata.evolve_schema(${deployment.deploymentId}, ${json(operations)})`
+        await saveSourceSchema(tx, deployment.deploymentId, 1n, schema)
+        return {}
+      },
+      cutId,
+      signal,
+    )
     sidecar.standAt(cutId)
   }
 
+  /** Copies what is left, and meanwhile finishes, on a connection of its own, tables that are complete. */
   async copyAll(
     readers: ReadonlyMap<string, TableReader>,
+    isLarger: (a: TableLayout, b: TableLayout) => number,
     isResumed: boolean,
     signal: AbortSignal,
   ): Promise<void> {
-    const cursor = this.#unfinished(isResumed)
+    const complete = new Channel<readonly TableLayout[]>()
+    const cursor: Cursor = {
+      left: this.#unfinished(this.#layouts).toSorted(isLarger),
+      position: undefined,
+      tableRows: 0,
+      rows: this.#position.rows,
+      bytes: this.#position.bytes,
+    }
+    await together(
+      signal,
+      async signal => {
+        try {
+          await this.#copyChunks(readers, cursor, isResumed, complete, signal)
+        } finally {
+          complete.close()
+        }
+      },
+      async signal => {
+        for await (const layouts of complete)
+          await this.#step(tx => this.#finish(tx, layouts), undefined, signal)
+      },
+    )
+  }
+
+  async #copyChunks(
+    readers: ReadonlyMap<string, TableReader>,
+    cursor: Cursor,
+    isResumed: boolean,
+    complete: Channel<readonly TableLayout[]>,
+    signal: AbortSignal,
+  ): Promise<void> {
     while (cursor.left.length > 0) {
       signal.throwIfAborted()
-      const start = {
-        left: cursor.left,
-        position: cursor.position,
-        rows: this.#rows,
-        bytes: this.#bytes,
-        refused: this.#refused.length,
-      }
-      const finished = [...this.#finished]
+      const start = {...cursor}
+      const refused = this.#refused.length
       try {
-        await this.#chunk(readers, cursor, signal)
+        const layouts = await this.#chunk(readers, cursor, isResumed, signal)
+        if (layouts.length > 0) complete.push(layouts)
         this.#skip.clear()
       } catch (error) {
         this.#run.sidecar.abandon()
         if (!this.#noteRefusal(error)) throw error
         // Once more from where the chunk began, without the row.
-        cursor.left = start.left
-        cursor.position = start.position
-        this.#rows = start.rows
-        this.#bytes = start.bytes
-        this.#refused.length = start.refused
-        this.#finished = new Set(finished)
+        Object.assign(cursor, start)
+        this.#refused.length = refused
       }
     }
   }
 
   /** Gives every table of an interrupted load its key, so that rows can be compared and replaced. */
-  async finishAll(layouts: readonly TableLayout[]): Promise<void> {
-    const open = layouts.filter(layout => !this.#finished.has(layout.source))
+  async finishAll(layouts: readonly TableLayout[], signal: AbortSignal): Promise<void> {
+    const open = this.#unfinished(layouts)
     if (open.length === 0) return
     const {sidecar, deployment} = this.#run
     const wasInStep = isInStep(sidecar, deployment)
     const cutId = randomUUID()
-    await this.#transaction(async tx => {
-      await this.#finish(tx, open)
-      await this.#recordStep(tx, cutId)
-    })
+    await this.#step(tx => this.#finish(tx, open), cutId, signal)
     if (wasInStep) sidecar.standAt(cutId)
   }
 
@@ -189,8 +241,8 @@ class Load {
   result(schema: SourceSchema, spec: SourceSpec, undisturbedAt: bigint | undefined): Loaded {
     return {
       schema: {...schema, tables: withSeen(schema.tables, this.#encoders)},
-      rows: this.#rows,
-      bytes: this.#bytes,
+      rows: this.#position.rows,
+      bytes: this.#position.bytes,
       maxHoldMs: this.#pace.maxHoldMs,
       refused: this.#refused,
       undisturbedAt,
@@ -198,51 +250,64 @@ class Load {
     }
   }
 
-  #unfinished(isResumed: boolean): {left: readonly TableLayout[]; position: Position | undefined} {
-    // A table without rowids has no place to go on from; the capture that follows completes it.
-    const left = this.#layouts.filter(layout => !this.#finished.has(layout.source))
-    const [first] = left
-    const highest =
-      !isResumed || first === undefined
-        ? undefined
-        : this.#run.sidecar.remembered(first.source, first.withoutRowid).highestRowid()
-    return {left, position: highest === undefined ? undefined : [highest]}
+  #unfinished(layouts: readonly TableLayout[]): TableLayout[] {
+    return layouts.filter(({source}) => !this.#position.finished.includes(source))
   }
 
-  /** One committed chunk: rows of one or more tables, and the keys and indexes of those it completes. */
+  /**
+   * One committed chunk: rows of one or more tables.
+   *
+   * @returns the tables it completes, which are still to be finished; none after the last chunk, which finishes them.
+   */
   async #chunk(
     readers: ReadonlyMap<string, TableReader>,
-    cursor: {left: readonly TableLayout[]; position: Position | undefined},
+    cursor: Cursor,
+    isResumed: boolean,
     signal: AbortSignal,
-  ): Promise<void> {
+  ): Promise<readonly TableLayout[]> {
     const {sidecar, deployment} = this.#run
     const cutId = randomUUID()
-    const end = this.#bytes + chunk.bytes
+    const end = cursor.bytes + chunk.bytes
+    const complete: TableLayout[] = []
     sidecar.beginChunk()
-    await this.#transaction(async tx => {
-      const complete: TableLayout[] = []
-      while (cursor.left.length > 0 && this.#bytes < end) {
-        const [layout, ...rest] = cursor.left as [TableLayout, ...TableLayout[]]
-        const reader = readers.get(layout.source) as TableReader
-        const rows = this.#rowsOf(layout, reader, cursor, end)
-        const first = await rows.next()
-        if (first.done !== true)
-          await copyInto(tx, deployment.schemaName, layout, resume(first.value, rows), signal)
-        if (cursor.position !== undefined) break
-        complete.push(layout)
-        cursor.left = rest
-      }
-      if (complete.length > 0) await this.#finish(tx, complete)
-      await this.#recordStep(tx, cutId)
-    })
-    sidecar.commitChunk(cutId)
+    await this.#step(
+      async tx => {
+        let isFull = false
+        while (cursor.left.length > 0 && !isFull) {
+          const [layout, ...rest] = cursor.left as [TableLayout, ...TableLayout[]]
+          const reader = readers.get(layout.source) as TableReader
+          // A table without rowids has no place to go on from; the capture that follows completes it.
+          if (isResumed && cursor.tableRows === 0)
+            cursor.position = placeAfter(
+              sidecar.remembered(layout.source, layout.withoutRowid).highestRowid(),
+            )
+          const rows = this.#rowsOf(layout, reader, cursor, end)
+          const first = await rows.next()
+          if (first.done !== true)
+            await copyInto(tx, deployment.schemaName, layout, resume(first.value, rows), signal)
+          if (cursor.position !== undefined) break
+          complete.push(layout)
+          isFull = cursor.bytes >= end || cursor.tableRows >= MANY_ROWS
+          cursor.left = rest
+          cursor.tableRows = 0
+        }
+        const {rows, bytes} = cursor
+        return cursor.left.length > 0 ? {rows, bytes} : {...(await this.#finish(tx, complete)), rows, bytes}
+      },
+      cutId,
+      signal,
+      () => {
+        sidecar.commitChunk(cutId)
+      },
+    )
+    return cursor.left.length > 0 ? complete : []
   }
 
   /** The COPY stream of a table's rows from the cursor on, until the table or the chunk ends. Nothing when there are none. */
   async *#rowsOf(
     layout: TableLayout,
     reader: TableReader,
-    cursor: {position: Position | undefined},
+    cursor: Cursor,
     end: number,
   ): AsyncGenerator<Uint8Array, undefined> {
     const {sidecar, onProgress} = this.#run
@@ -252,13 +317,13 @@ class Load {
       2 * PIECE_BYTES,
     )
     const skip = this.#skip.get(layout.source)
-    const append = sidecar.appender(layout.source, layout.withoutRowid)
     let line = 0
     let sent = 0
     do {
       const at = cursor.position
       const page = await this.#pace.read(() => reader.page(at, this.#pace.budget))
       cursor.position = page.next
+      const entries: Entry[] = []
       for (const row of page.rows) {
         const refusal = skip?.get(++line)
         if (refusal !== undefined) {
@@ -271,13 +336,14 @@ class Load {
           continue
         }
         writer.write(encoder.encode(row))
-        append(row)
+        entries.push(row)
         if (writer.bytes >= PIECE_BYTES) {
           if (sent === 0) yield COPY_HEADER
           sent += writer.bytes
           yield writer.take()
         }
       }
+      sidecar.append(layout.source, layout.withoutRowid, entries)
       for (const row of page.refused)
         this.#refused.push({
           table: layout.target,
@@ -285,36 +351,65 @@ class Load {
           code: 'SYNC_VALUE_TOO_LARGE',
           reason: row.reason,
         })
-      this.#rows += page.rows.length
-      onProgress?.(layout.source, this.#rows)
-    } while (cursor.position !== undefined && this.#bytes + sent + writer.bytes < end)
+      cursor.rows += page.rows.length
+      cursor.tableRows += page.rows.length + page.refused.length
+      onProgress?.(layout.source, cursor.rows)
+    } while (cursor.position !== undefined && cursor.bytes + sent + writer.bytes < end)
     const wrote = sent + writer.bytes
-    this.#bytes += wrote
+    cursor.bytes += wrote
     if (wrote === 0) return
     if (sent === 0) yield COPY_HEADER
     yield writer.take()
     yield COPY_TRAILER
   }
 
-  async #finish(tx: Tx, layouts: readonly TableLayout[]): Promise<void> {
+  /** Gives complete tables their keys, indexes and views. @returns where the load is then. */
+  async #finish(tx: Tx, layouts: readonly TableLayout[]): Promise<Partial<LoadPosition>> {
     const operations = layouts.map(finishOperation)
-    await tx`select sync_metadata.evolve_schema(${this.#run.deployment.deploymentId}, ${json(operations)})`
-    for (const layout of layouts) this.#finished.add(layout.source)
+    if (operations.length > 0)
+      await tx`select sync_metadata.evolve_schema(${this.#run.deployment.deploymentId}, ${json(operations)})`
+    return {finished: layouts.map(({source}) => source)}
   }
 
-  async #recordStep(tx: Tx, cutId: string): Promise<void> {
-    const {deployment, lease} = this.#run
-    const position: LoadPosition = {finished: [...this.#finished], rows: this.#rows, bytes: this.#bytes}
-    await tx`select sync_metadata.record_load_step(${deployment.deploymentId}, ${cutId}, ${lease.epoch}, ${json(position)})`
-  }
-
-  async #transaction(work: (tx: Tx) => Promise<void>): Promise<void> {
-    const {pool, lease, statementTimeoutMs} = this.#run
-    lease.signal.throwIfAborted()
-    await pool.begin(work, {
-      setLocal: {statement_timeout: `${statementTimeoutMs}ms`},
-      signal: lease.signal,
-    })
+  /**
+   * One fenced transaction, committed when no other one of this load is being committed.
+   *
+   * @param work says what of the position it moves; tables that it has finished are added to the others.
+   * @param cutId absent when it changes nothing that the sidecar knows of: Postgres stays at the cut it is at.
+   */
+  async #step(
+    work: (tx: Tx) => Promise<Partial<LoadPosition>>,
+    cutId: string | undefined,
+    signal: AbortSignal,
+    committed?: () => void,
+  ): Promise<void> {
+    const {pool, lease, deployment, statementTimeoutMs} = this.#run
+    signal.throwIfAborted()
+    const ended = Promise.withResolvers<undefined>()
+    try {
+      const reached = await pool.begin(
+        async tx => {
+          const moved = await work(tx)
+          const before = this.#turn
+          this.#turn = ended.promise
+          await before
+          const finished = [...this.#position.finished, ...(moved.finished ?? [])]
+          const reached = {...this.#position, ...moved, finished}
+          const cut = cutId ?? this.#cutId
+          await tx`select sync_metadata.record_load_step(${deployment.deploymentId}, ${cut}, ${lease.epoch}, ${json(reached)})`
+          return reached
+        },
+        {
+          setLocal: {statement_timeout: `${statementTimeoutMs}ms`},
+          signal: AbortSignal.any([lease.signal, signal]),
+        },
+      )
+      this.#position = reached
+      this.#cutId = cutId ?? this.#cutId
+      committed?.()
+    } finally {
+      ended.resolve(undefined)
+    }
   }
 
   /** @returns whether it was one row that Postgres refused, which is then left out of the next try. */
@@ -329,6 +424,10 @@ class Load {
     skip.set(line, error.cause)
     return true
   }
+}
+
+function placeAfter(rowid: bigint | undefined): Position | undefined {
+  return rowid === undefined ? undefined : [rowid]
 }
 
 async function* resume(first: Uint8Array, rest: AsyncIterable<Uint8Array>): AsyncIterable<Uint8Array> {

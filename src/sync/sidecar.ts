@@ -197,18 +197,20 @@ export class Sidecar implements Disposable {
     this.#exec('begin immediate')
   }
 
-  /** @returns what takes the rows of one table in a chunk. */
-  appender(table: string, withoutRowid: boolean): (entry: Entry) => void {
+  /** Takes rows of one table in a chunk, many with one statement: that costs half of what single ones do. */
+  append(table: string, withoutRowid: boolean, entries: readonly Entry[]): void {
     const id = this.#id(table)
-    if (withoutRowid) {
-      const insert = this.#statement('insert or replace into adrift values (?, ?, ?)')
-      return entry => {
-        inStateDir(this.#file, () => insert.run(id, entry.key, entry.digest))
-      }
-    }
-    const insert = this.#statement(`insert or replace into s${id} values (?, ?, ?)`)
-    return entry => {
-      inStateDir(this.#file, () => insert.run(entry.rowid, entry.key, entry.digest))
+    const into = withoutRowid ? 'adrift' : `s${id}`
+    for (let at = 0; at < entries.length;) {
+      const rows = entries.length - at >= MANY ? MANY : 1
+      const values: Bindable[] = []
+      for (const {rowid, key, digest} of entries.slice(at, at + rows))
+        values.push(withoutRowid ? id : rowid, key, digest)
+      this.#run(
+        `insert or replace into ${into} values ${Array(rows).fill('(?, ?, ?)').join(', ')}`,
+        ...values,
+      )
+      at += rows
     }
   }
 
@@ -557,6 +559,9 @@ export class Sidecar implements Disposable {
 }
 
 type Bindable = string | number | bigint | Uint8Array | null
+
+/** How many rows one INSERT takes; more gain nothing. */
+const MANY = 32
 
 function toEntry(row: Record<string, unknown>): Entry {
   return {rowid: row['rid'] as bigint, key: row['key'] as string, digest: row['digest'] as Uint8Array}

@@ -30,7 +30,7 @@ describe('during a first load', () => {
   for (const [at, then] of [
     ['standAt:1:before', {}], // the empty tables are there
     ['standAt:1:before', {isSidecarLost: true}],
-    ['appender:3:before', {}], // within a chunk
+    ['append:3:before', {}], // within a chunk
     ['commitChunk:3:before', {}], // Postgres has the chunk, the sidecar does not
     ['commitChunk:3:after', {}],
     ['commitChunk:3:after', {isSidecarLost: true}],
