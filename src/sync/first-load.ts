@@ -23,6 +23,8 @@ import type {Sidecar} from './sidecar.ts'
  */
 export const chunk = {bytes: 64 * 1024 * 1024}
 const PIECE_BYTES = 256 * 1024
+/** Rows that are gone before V8 moves them to its old generation, where they would pile up. */
+const PAGE_ROWS = 250
 /** A row that Postgres refuses costs a chunk once more; so many in one load point to a fault of ours. */
 const MOST_REFUSALS = 100
 /** A table of so many rows ends its chunk: its indexes take longer than a commit, and can be built from then on. */
@@ -321,7 +323,7 @@ class Load {
     let sent = 0
     do {
       const at = cursor.position
-      const page = await this.#pace.read(() => reader.page(at, this.#pace.budget))
+      const page = await this.#pace.read(() => reader.page(at, {...this.#pace.budget, rows: PAGE_ROWS}))
       cursor.position = page.next
       const entries: Entry[] = []
       for (const row of page.rows) {

@@ -21,11 +21,14 @@ export type TargetRow = {
 export class TupleWriter {
   readonly #types: readonly PgType[]
   #buffer: Buffer
+  /** Writes numbers where they are compiled; Buffer's own methods are calls. */
+  #view: DataView
   #at = 0
 
   constructor(types: readonly PgType[], initialBytes = 64 * 1024) {
     this.#types = types
     this.#buffer = Buffer.allocUnsafe(initialBytes)
+    this.#view = viewOf(this.#buffer)
   }
 
   /** Bytes written since the last {@link take}. */
@@ -35,7 +38,8 @@ export class TupleWriter {
 
   write(row: TargetRow): void {
     this.#ensure(2)
-    this.#at = this.#buffer.writeInt16BE(this.#types.length + 3, this.#at)
+    this.#view.setInt16(this.#at, this.#types.length + 3)
+    this.#at += 2
     for (let i = 0; i < this.#types.length; i++) this.#value(row.typed[i] as Typed, this.#types[i] as PgType)
     this.#text(row.key)
     this.#bytes(row.digest)
@@ -47,6 +51,7 @@ export class TupleWriter {
   take(): Buffer {
     const written = this.#buffer.subarray(0, this.#at)
     this.#buffer = Buffer.allocUnsafe(Math.max(64 * 1024, Math.min(this.#buffer.length, 1024 * 1024)))
+    this.#view = viewOf(this.#buffer)
     this.#at = 0
     return written
   }
@@ -59,17 +64,19 @@ export class TupleWriter {
     switch (type) {
       case 'bigint':
         this.#ensure(12)
-        this.#buffer.writeInt32BE(8, this.#at)
-        this.#at = this.#buffer.writeBigInt64BE(value as bigint, this.#at + 4)
+        this.#view.setInt32(this.#at, 8)
+        this.#view.setBigInt64(this.#at + 4, value as bigint)
+        this.#at += 12
         return
       case 'double precision':
         this.#ensure(12)
-        this.#buffer.writeInt32BE(8, this.#at)
-        this.#at = this.#buffer.writeDoubleBE(value as number, this.#at + 4)
+        this.#view.setInt32(this.#at, 8)
+        this.#view.setFloat64(this.#at + 4, value as number)
+        this.#at += 12
         return
       case 'boolean':
         this.#ensure(5)
-        this.#buffer.writeInt32BE(1, this.#at)
+        this.#view.setInt32(this.#at, 1)
         this.#buffer[this.#at + 4] = value === true ? 1 : 0
         this.#at += 5
         return
@@ -87,14 +94,14 @@ export class TupleWriter {
     // UTF-8 needs at most three bytes for each UTF-16 unit; long texts are measured instead of assuming the worst.
     this.#ensure(4 + (value.length < 4096 ? value.length * 3 : Buffer.byteLength(value)))
     const written = this.#buffer.write(value, this.#at + 4)
-    this.#buffer.writeInt32BE(written, this.#at)
+    this.#view.setInt32(this.#at, written)
     this.#at += 4 + written
   }
 
   #jsonb(text: string): void {
     const size = Buffer.byteLength(text) + 1
     this.#ensure(4 + size)
-    this.#buffer.writeInt32BE(size, this.#at)
+    this.#view.setInt32(this.#at, size)
     this.#buffer[this.#at + 4] = 1 // the version of jsonb's wire format
     this.#buffer.write(text, this.#at + 5)
     this.#at += 4 + size
@@ -102,14 +109,15 @@ export class TupleWriter {
 
   #bytes(value: Uint8Array): void {
     this.#ensure(4 + value.byteLength)
-    this.#at = this.#buffer.writeInt32BE(value.byteLength, this.#at)
-    this.#buffer.set(value, this.#at)
-    this.#at += value.byteLength
+    this.#view.setInt32(this.#at, value.byteLength)
+    this.#buffer.set(value, this.#at + 4)
+    this.#at += 4 + value.byteLength
   }
 
   #null(): void {
     this.#ensure(4)
-    this.#at = this.#buffer.writeInt32BE(-1, this.#at)
+    this.#view.setInt32(this.#at, -1)
+    this.#at += 4
   }
 
   #ensure(more: number): void {
@@ -117,7 +125,12 @@ export class TupleWriter {
     const larger = Buffer.allocUnsafe(Math.max(this.#buffer.length * 2, this.#at + more))
     this.#buffer.copy(larger, 0, 0, this.#at)
     this.#buffer = larger
+    this.#view = viewOf(larger)
   }
+}
+
+function viewOf(buffer: Buffer): DataView {
+  return new DataView(buffer.buffer, buffer.byteOffset, buffer.length)
 }
 
 /** @returns the offset behind the tuple that begins at `at`, or `undefined` when `bytes` ends before it does. */
