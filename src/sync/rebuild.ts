@@ -1,16 +1,16 @@
 import type {SourceSchema} from '../core/layout.ts'
-import {raw, type Sql} from '../postgres/sql.ts'
-import {quote} from '../target/row-sql.ts'
+import type {Begin} from '../postgres/sql.ts'
+import {knownRows, type KnownRow} from '../target/known-rows.ts'
 import type {Sidecar} from './sidecar.ts'
 
-const PAGE_ROWS = 20_000
+const BATCH_ROWS = 5_000
 
 /**
  * Fills an empty sidecar with what the target knows of the last cut: keys and digests, without their places. The next
  * capture finds the places by comparing every row.
  */
 export async function rebuildSidecar(
-  sql: Sql,
+  pool: Begin,
   sidecar: Sidecar,
   schemaName: string,
   schema: SourceSchema,
@@ -18,18 +18,21 @@ export async function rebuildSidecar(
   signal: AbortSignal,
 ): Promise<void> {
   sidecar.reset()
-  for (const {source, target} of schema.tables) {
-    const table = raw(`${quote(schemaName)}.${quote(target)}`)
-    for (let after: string | null = null; ;) {
-      signal.throwIfAborted()
-      const rows: {key: string; digest: Buffer}[] = await sql<{key: string; digest: Buffer}>`
-        select _sync_key as key, coalesce(_sync_hash, '') as digest from ${table}
-        where _sync_deleted_at is null and (${after}::text is null or _sync_key > ${after})
-        order by _sync_key limit ${PAGE_ROWS}`
-      sidecar.recall(source, rows)
-      if (rows.length < PAGE_ROWS) break
-      after = rows.at(-1)?.key ?? null
-    }
-  }
+  await pool.begin(
+    async tx => {
+      for (const layout of schema.tables) {
+        let rows: KnownRow[] = []
+        for await (const more of knownRows(tx, schemaName, layout, signal)) {
+          rows.push(...more)
+          if (rows.length < BATCH_ROWS) continue
+          sidecar.recall(layout.source, rows)
+          rows = []
+        }
+        // A table without rows is known too.
+        sidecar.recall(layout.source, rows)
+      }
+    },
+    {readOnly: true, setLocal: {statement_timeout: '0'}, signal},
+  )
   sidecar.standAt(cutId)
 }

@@ -5,12 +5,14 @@ import {DatabaseSync, type StatementSync} from 'node:sqlite'
 import {deserialize, serialize} from 'node:v8'
 import type {Entry, Remembered} from '../source/capture.ts'
 import {PageState, PART_PAGES} from '../source/page-state.ts'
+import {Bits} from './bits.ts'
+import {Claims, memoryOf, toEntry, type Bindable} from './memory.ts'
 import {inStateDir, StateDirError} from './state-dir.ts'
 
 // What the last cut knew of every source row: rowid, key, digest. A cache of the target's `_sync_hash` in a SQLite
 // file of our own: lost, stale or foreign, it is built anew. docs/concepts.md, "The sidecar".
 
-const FORMAT = '1'
+const FORMAT = '2'
 
 /** What else is noted of the source as of the last cut: its file's state, which file it was, its schema cookie, its
  * tables and rows. */
@@ -23,10 +25,19 @@ export class Sidecar implements Disposable {
   readonly #file: string
   readonly #db: DatabaseSync
   readonly #statements = new Map<string, StatementSync>()
+  readonly #claims = new Claims()
+  /** Ids of tables, by their names; and the greatest number of an entry in `adrift`. As far as they have been asked. */
+  readonly #ids = new Map<string, number>()
+  #lastNumber: number | undefined
+  /** What is remembered of the current capture and not written yet. */
+  readonly #unwritten: Bindable[][] = []
 
   private constructor(file: string) {
     this.#file = file
     this.#db = openFile(file)
+    this.#db.function('is_found', n => Number(this.#claims.found.has(Number(n))))
+    this.#db.function('is_ended', n => Number(this.#claims.ended.has(Number(n))))
+    this.#db.function('next_n', () => this.#nextNumber())
   }
 
   /**
@@ -113,7 +124,8 @@ export class Sidecar implements Disposable {
   /** Ends a capture without a trace. */
   abandon(): void {
     if (this.#db.isTransaction) this.#exec('rollback')
-    this.#exec('delete from temp.aside; delete from temp.rows_aside; delete from temp.claimed')
+    this.#exec('delete from temp.aside; delete from temp.rows_aside')
+    this.#forgetCapture()
   }
 
   /**
@@ -123,11 +135,14 @@ export class Sidecar implements Disposable {
    * it was met last counts, or its old place would look like a delete next time.
    */
   intend(cutId: string, isConsistent: boolean): void {
+    this.#write()
     for (const {id} of isConsistent ? [] : this.#tables())
       this.#run(
         `insert or ignore into intent
          select ${id}, rid, key, null from s${id} where key in (select key from intent where t = ${id} and digest is not null)`,
       )
+    const {ended} = this.#claims
+    if (ended.size > 0) this.#run('insert into intent_ended values (?)', ended.bytes)
     this.#setMeta('intent', cutId)
     this.#exec('commit')
   }
@@ -145,12 +160,8 @@ export class Sidecar implements Disposable {
           `insert or replace into s${id} select rid, key, digest from intent where t = ${id} and digest is not null`,
         )
       }
-      this.#run(
-        'delete from adrift where (t, key) in (select t, key from intent_adrift where digest is null)',
-      )
-      this.#run(
-        'insert or replace into adrift select t, key, digest from intent_adrift where digest is not null',
-      )
+      this.#endAdrift()
+      this.#run('insert or replace into adrift select t, key, digest, next_n() from intent_adrift')
       for (const {name} of this.#all('select name from intent_dropped')) this.#drop(name as string)
       this.#run('delete from intent_renamed')
       // The rows go on, the pages stay behind until they are saved: a page may become again what it was, while its
@@ -170,6 +181,7 @@ export class Sidecar implements Disposable {
     this.abandon()
     this.#exec('begin immediate')
     for (const name of this.tables()) this.#drop(name)
+    this.#lastNumber = 0
     this.#clearIntent()
     this.#forgetPages()
     this.#run(
@@ -182,8 +194,7 @@ export class Sidecar implements Disposable {
   recall(table: string, rows: readonly {key: string; digest: Uint8Array}[]): void {
     const id = this.#id(table)
     this.#exec('begin immediate')
-    for (const {key, digest} of rows)
-      this.#run('insert or replace into adrift values (?, ?, ?)', id, key, digest)
+    this.#insertAdrift(id, rows)
     this.#exec('commit')
   }
 
@@ -197,21 +208,11 @@ export class Sidecar implements Disposable {
     this.#exec('begin immediate')
   }
 
-  /** Takes rows of one table in a chunk, many with one statement: that costs half of what single ones do. */
+  /** Takes rows of one table in a chunk. */
   append(table: string, withoutRowid: boolean, entries: readonly Entry[]): void {
     const id = this.#id(table)
-    const into = withoutRowid ? 'adrift' : `s${id}`
-    for (let at = 0; at < entries.length;) {
-      const rows = entries.length - at >= MANY ? MANY : 1
-      const values: Bindable[] = []
-      for (const {rowid, key, digest} of entries.slice(at, at + rows))
-        values.push(withoutRowid ? id : rowid, key, digest)
-      this.#run(
-        `insert or replace into ${into} values ${Array(rows).fill('(?, ?, ?)').join(', ')}`,
-        ...values,
-      )
-      at += rows
-    }
+    if (withoutRowid) this.#insertAdrift(id, entries)
+    else this.#insert(`s${id} (rid, key, digest)`, entries, ({rowid, key, digest}) => [rowid, key, digest])
   }
 
   /** Ends a chunk after Postgres committed it as `cutId`. */
@@ -239,6 +240,7 @@ export class Sidecar implements Disposable {
    */
   follow(renames: ReadonlyMap<string, string>): void {
     const rename = (from: string, to: string) => {
+      this.#ids.clear()
       this.#run('update tables set name = ? where name = ?', to, from)
       this.#run('insert into intent_renamed (was, is_now) values (?, ?)', from, to)
     }
@@ -257,7 +259,7 @@ export class Sidecar implements Disposable {
   setAdrift(table: string): void {
     const id = this.#findId(table)
     if (id === undefined) return
-    this.#run(`insert or replace into adrift select ${id}, key, digest from s${id}`)
+    this.#run(`insert or replace into adrift select ${id}, key, digest, next_n() from s${id}`)
     this.#run(`delete from s${id}`)
   }
 
@@ -303,8 +305,7 @@ export class Sidecar implements Disposable {
     const id = this.#id(table)
     if (withoutRowid)
       this.#run('insert or replace into intent_adrift values (?, ?, ?)', id, entry.key, entry.digest)
-    else
-      this.#run('insert or replace into intent values (?, ?, ?, ?)', id, entry.rowid, entry.key, entry.digest)
+    else if (this.#unwritten.push([id, entry.rowid, entry.key, entry.digest]) >= MANY) this.#write()
   }
 
   /** A note beside the entries, e.g. the source's fingerprint; `undefined` forgets it. */
@@ -371,101 +372,12 @@ export class Sidecar implements Disposable {
 
   /** What is remembered of one table, for a capture to compare with. */
   remembered(table: string, withoutRowid: boolean): Remembered & {tombstoned(key: string): void} {
-    const id = this.#id(table)
-    const hasAdrift = this.#get('select 1 from adrift where t = ? limit 1', id) !== undefined
-    let hasAside = this.#get('select 1 from temp.aside where t = ? limit 1', id) !== undefined
-    const claimAdrift = (key: string) => {
-      this.#run('insert or ignore into temp.claimed values (?, ?)', id, key)
+    const file = {
+      get: this.#get.bind(this),
+      all: this.#all.bind(this),
+      run: this.#run.bind(this),
     }
-    // Found in a place that is now known, or gone: either way no longer adrift, unless `keep` takes it back.
-    const endAdrift = (key: string) => {
-      this.#run('insert or ignore into intent_adrift values (?, ?, null)', id, key)
-    }
-    return {
-      range: (after, upTo) => {
-        const low = after === undefined ? '' : 'and rid > ?'
-        const high = upTo === undefined ? '' : 'and rid <= ?'
-        const bounds = [after, upTo].filter(bound => bound !== undefined)
-        return this.#all(
-          `select rid, key, digest from s${id} where true ${low} ${high} order by rid`,
-          ...bounds,
-        ).map(toEntry)
-      },
-      hasAdrift: () => !withoutRowid && hasAdrift,
-      highestRowid: () =>
-        (this.#get(`select max(rid) as rid from s${id}`)?.['rid'] as bigint | undefined) ?? undefined,
-      setAside: entry => {
-        hasAside = true
-        this.#run(
-          'insert or replace into temp.aside values (?, ?, ?, ?, 0)',
-          id,
-          entry.key,
-          entry.rowid,
-          entry.digest,
-        )
-        this.#run('insert or ignore into intent values (?, ?, ?, null)', id, entry.rowid, entry.key)
-      },
-      setAsideRow: ({rowid, key, digest}) => {
-        this.#run('insert or replace into temp.rows_aside values (?, ?, ?, ?)', id, rowid, key, digest)
-      },
-      claim: key => {
-        if (hasAside) {
-          const entry = this.#get(
-            'update temp.aside set claimed = 1 where t = ? and key = ? and claimed = 0 returning digest',
-            id,
-            key,
-          )
-          if (entry !== undefined) return entry['digest'] as Uint8Array
-        }
-        if (!hasAdrift) return undefined
-        const entry = this.#get(
-          'select digest from adrift where t = ?1 and key = ?2 and not exists (select 1 from temp.claimed where t = ?1 and key = ?2)',
-          id,
-          key,
-        )
-        if (entry === undefined) return undefined
-        claimAdrift(key)
-        if (!withoutRowid) endAdrift(key)
-        return entry['digest'] as Uint8Array
-      },
-      rowsAside: (after, limit) =>
-        this.#all(
-          `select rid, key, digest from temp.rows_aside where t = ? ${after === undefined ? '' : 'and rid > ?'} order by rid limit ${limit}`,
-          ...(after === undefined ? [id] : [id, after]),
-        ).map(toEntry),
-      unclaimed: (after, limit) =>
-        this.#all(
-          `select key from temp.aside where t = ?1 and claimed = 0 and (?2 is null or key > ?2)
-           union
-           select key from adrift where t = ?1 and (?2 is null or key > ?2) and not exists (select 1 from temp.claimed c where c.t = ?1 and c.key = adrift.key)
-           order by key limit ${limit}`,
-          id,
-          after ?? null,
-        ).map(row => row['key'] as string),
-      keep: key => {
-        const entry =
-          this.#get('update temp.aside set claimed = 1 where t = ? and key = ? returning digest', id, key) ??
-          this.#get('select digest from adrift where t = ? and key = ?', id, key)
-        if (entry === undefined) return
-        this.#run('insert or ignore into temp.claimed values (?, ?)', id, key)
-        this.#run(
-          'insert or replace into intent_adrift values (?, ?, ?)',
-          id,
-          key,
-          entry['digest'] as Uint8Array,
-        )
-      },
-      tombstoned: key => {
-        const wasPlaced = this.#get(
-          'update temp.aside set claimed = 1 where t = ? and key = ? and claimed = 0 returning 1',
-          id,
-          key,
-        )
-        if (wasPlaced !== undefined) return
-        claimAdrift(key)
-        endAdrift(key)
-      },
-    }
+    return memoryOf(file, this.#claims, this.#id(table), withoutRowid)
   }
 
   /** Gives back memory that only makes things faster. */
@@ -486,8 +398,13 @@ export class Sidecar implements Disposable {
   }
 
   #findId(table: string): number | undefined {
+    const known = this.#ids.get(table)
+    if (known !== undefined) return known
     const row = this.#get('select id from tables where name = ?', table)
-    return row === undefined ? undefined : Number(row['id'])
+    if (row === undefined) return undefined
+    const id = Number(row['id'])
+    this.#ids.set(table, id)
+    return id
   }
 
   #id(table: string): number {
@@ -502,9 +419,41 @@ export class Sidecar implements Disposable {
     const id = this.#findId(table)
     if (id === undefined) return
     for (const sql of this.#statements.keys()) if (sql.includes(`s${id} `)) this.#statements.delete(sql)
+    this.#ids.delete(table)
     this.#exec(`drop table s${id}`)
     this.#run('delete from adrift where t = ?', id)
     this.#run('delete from tables where id = ?', id)
+  }
+
+  #forgetCapture(): void {
+    this.#claims.clear()
+    this.#ids.clear()
+    this.#unwritten.length = 0
+  }
+
+  #nextNumber(): number {
+    this.#lastNumber ??= Number(this.#get('select coalesce(max(n), 0) as n from adrift')?.['n'])
+    return ++this.#lastNumber
+  }
+
+  #insertAdrift(id: number, rows: readonly {key: string; digest: Uint8Array}[]): void {
+    const into = 'adrift (t, key, digest, n)'
+    this.#insert(into, rows, ({key, digest}) => [id, key, digest, this.#nextNumber()])
+  }
+
+  #write(): void {
+    this.#insert('intent (t, rid, key, digest)', this.#unwritten, values => values)
+    this.#unwritten.length = 0
+  }
+
+  /** Removes what the intent says is no longer without a place. */
+  #endAdrift(): void {
+    const kept = this.#get('select bits from intent_ended')?.['bits'] as Uint8Array | undefined
+    if (kept === undefined) return
+    this.#claims.ended = new Bits(kept)
+    const all = Number(this.#get('select count(*) as n from adrift')?.['n'])
+    // All of them, the usual case, is one step for SQLite.
+    this.#run(`delete from adrift ${this.#claims.ended.size === all ? '' : 'where is_ended(n)'}`)
   }
 
   #clearIntent(): void {
@@ -513,8 +462,9 @@ export class Sidecar implements Disposable {
       this.#run('update tables set name = ? where name = ?', was as string, isNow as string)
     }
     this
-      .#exec(`delete from intent; delete from intent_adrift; delete from intent_dropped; delete from intent_renamed; delete from meta where name = 'intent';
-      delete from temp.aside; delete from temp.rows_aside; delete from temp.claimed`)
+      .#exec(`delete from intent; delete from intent_adrift; delete from intent_ended; delete from intent_dropped; delete from intent_renamed; delete from meta where name = 'intent';
+      delete from temp.aside; delete from temp.rows_aside`)
+    this.#forgetCapture()
   }
 
   #forgetPages(): void {
@@ -541,6 +491,19 @@ export class Sidecar implements Disposable {
     inStateDir(this.#file, () => this.#statement(sql).run(...values))
   }
 
+  /** Many rows with one statement: that costs half of what single ones do. */
+  #insert<Row>(into: string, rows: readonly Row[], valuesOf: (row: Row) => Bindable[]): void {
+    for (let at = 0; at < rows.length;) {
+      const count = rows.length - at >= MANY ? MANY : 1
+      const values = rows.slice(at, at + count).flatMap(valuesOf)
+      const row = `(${Array(values.length / count)
+        .fill('?')
+        .join(', ')})`
+      this.#run(`insert or replace into ${into} values ${Array(count).fill(row).join(', ')}`, ...values)
+      at += count
+    }
+  }
+
   #exec(sql: string): void {
     inStateDir(this.#file, () => {
       this.#db.exec(sql)
@@ -558,14 +521,8 @@ export class Sidecar implements Disposable {
   }
 }
 
-type Bindable = string | number | bigint | Uint8Array | null
-
 /** How many rows one INSERT takes; more gain nothing. */
 const MANY = 32
-
-function toEntry(row: Record<string, unknown>): Entry {
-  return {rowid: row['rid'] as bigint, key: row['key'] as string, digest: row['digest'] as Uint8Array}
-}
 
 function fileOf(stateDir: string, deploymentId: string): string {
   return join(stateDir, 'sidecars', `${deploymentId}.db`)
@@ -581,15 +538,15 @@ function openFile(file: string): DatabaseSync {
       pragma cache_size = -8000;
       create table if not exists meta (name text primary key, value text not null) without rowid;
       create table if not exists tables (id integer primary key autoincrement, name text not null unique);
-      create table if not exists adrift (t integer, key text, digest blob not null, primary key (t, key)) without rowid;
+      create table if not exists adrift (t integer, key text, digest blob not null, n integer not null, primary key (t, key)) without rowid;
       create table if not exists intent (t integer, rid integer, key text, digest blob, primary key (t, rid)) without rowid;
       create table if not exists intent_adrift (t integer, key text, digest blob, primary key (t, key)) without rowid;
+      create table if not exists intent_ended (bits blob not null);
       create table if not exists pages (part integer primary key, bytes blob not null);
       create table if not exists intent_dropped (name text primary key) without rowid;
       create table if not exists intent_renamed (n integer primary key, was text not null, is_now text not null);
       create temp table aside (t integer, key text, rid integer, digest blob, claimed integer, primary key (t, key)) without rowid;
       create temp table rows_aside (t integer, rid integer, key text, digest blob, primary key (t, rid)) without rowid;
-      create temp table claimed (t integer, key text, primary key (t, key)) without rowid;
     `)
     })
     return db
