@@ -28,15 +28,25 @@ export function environmentOf({url}: Pick<Database, 'url'>, stateDir: string) {
   }
 }
 
-/** Runs `owsync` as a process of its own, from Node's start to its end. */
+/** What the launcher gives Node, but for the check whether it is installed. */
+const launcher = {
+  flags: ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=8'],
+  environment: {
+    MALLOC_ARENA_MAX: '2',
+    MALLOC_MMAP_THRESHOLD_: '65536',
+    MALLOC_TRIM_THRESHOLD_: '131072',
+  },
+}
+
+/** Runs `owsync` as a process of its own, as its launcher does, from Node's start to its end. */
 export function owsync(
   args: readonly string[],
   database: Pick<Database, 'url'>,
   stateDir: string,
 ): Promise<Run> {
   const main = join(import.meta.dirname, '../src/main.ts')
-  return run(process.execPath, ['--disable-warning=ExperimentalWarning', main, ...args, '--json'], {
-    env: environmentOf(database, stateDir),
+  return run(process.execPath, [...launcher.flags, main, ...args, '--json'], {
+    env: {...environmentOf(database, stateDir), ...launcher.environment},
   })
 }
 

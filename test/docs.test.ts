@@ -39,7 +39,7 @@ test('docs/errors.md has one paragraph for each error code, and no other', async
 })
 
 test('the README and the pages are found', () => {
-  for (const page of ['README.md', 'docs/concepts.md', 'docs/operations.md'])
+  for (const page of ['README.md', 'docs/concepts.md', 'docs/operations.md', 'docs/benchmarks.md'])
     assert.ok(pages.includes(page), page)
 })
 

@@ -3,9 +3,9 @@ import {Bits} from './bits.ts'
 
 /** What the sidecar's file is asked. */
 export type Statements = {
-  get(sql: string, ...values: Bindable[]): Record<string, unknown> | undefined
-  all(sql: string, ...values: Bindable[]): Record<string, unknown>[]
-  run(sql: string, ...values: Bindable[]): void
+  readonly get: (sql: string, ...values: Bindable[]) => Record<string, unknown> | undefined
+  readonly all: (sql: string, ...values: Bindable[]) => Record<string, unknown>[]
+  readonly run: (sql: string, ...values: Bindable[]) => void
 }
 
 export type Bindable = string | number | bigint | Uint8Array | null
