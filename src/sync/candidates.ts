@@ -132,31 +132,24 @@ export class Candidates implements Disposable {
 
   /** Every candidate, judged by `judge`, whose verdict is kept. */
   judge(isRemembered: boolean, judge: (candidate: Candidate) => Verdict | 'moving'): void {
-    let after: string | undefined
-    for (;;) {
-      const rows = this.#all(
-        'select * from rows where (?1 is null or key > ?1) order by key limit 1000',
-        after ?? null,
+    // Within the statement that changes them: each row is found once, in the order in which they lie.
+    this.#db.function('judge', {varargs: true}, (...row) => {
+      const [key, source, target, values, hash, accepted, known, changes] = row.map(
+        value => value ?? undefined,
       )
-      if (rows.length === 0) return
-      for (const row of rows) {
-        const bytes = (name: string) => (row[name] as Uint8Array | null) ?? undefined
-        const source = bytes('source')
-        const verdict = judge({
-          key: row['key'] as string,
-          source,
-          target: row['state'] as RowState['target'],
-          values: bytes('held'),
-          hash: bytes('hash'),
-          isAccepted: row['accepted'] === 1,
-          known: isRemembered ? bytes('known') : 'unknown',
-          changes: row['changes'] as number,
-          isRefused: source !== undefined && Buffer.compare(source, REFUSED) === 0,
-        })
-        this.#run('update rows set verdict = ?2 where key = ?1', row['key'] as string, verdict)
-      }
-      after = rows.at(-1)?.['key'] as string
-    }
+      return judge({
+        key: key as string,
+        source: source as Uint8Array | undefined,
+        target: target as RowState['target'],
+        values: values as Uint8Array | undefined,
+        hash: hash as Uint8Array | undefined,
+        isAccepted: accepted === 1,
+        known: isRemembered ? (known as Uint8Array | undefined) : 'unknown',
+        changes: changes as number,
+        isRefused: source !== undefined && Buffer.compare(source as Uint8Array, REFUSED) === 0,
+      })
+    })
+    this.#run('update rows set verdict = judge(key, source, state, held, hash, accepted, known, changes)')
   }
 
   /** @returns how many candidates have each verdict. */
