@@ -8,6 +8,8 @@ export type Lease = {
   readonly nodeId: string
   readonly epoch: bigint
   readonly signal: AbortSignal
+  /** When it ends unless it is renewed once more, in milliseconds of `performance.now()`. */
+  readonly endsAt: () => number
 }
 
 export type LeaseOptions = {
@@ -52,17 +54,21 @@ export async function withLease<T>(
   await using connection = await pool.reserve()
   const acquired = await acquire(connection, options, signal)
   const {epoch} = acquired
+  // Local and monotonic: a frozen or cut-off holder knows that its time is over without asking anyone.
+  const term = {endsAt: acquired.askedAt + options.durationMs}
   const over = new AbortController()
   const lease: Lease = {
     nodeId: options.nodeId,
     epoch,
     signal: AbortSignal.any([signal, over.signal, connection.lost]),
+    endsAt: () => term.endsAt,
   }
   const renewing = new AbortController()
   const renewal = keepRenewing(
     connection,
     options,
     acquired,
+    term,
     AbortSignal.any([renewing.signal, signal]),
   ).catch((reason: unknown) => {
     over.abort(reason)
@@ -171,24 +177,23 @@ function hintOf(clusterName: string): string {
 async function keepRenewing(
   connection: Connection,
   options: LeaseOptions,
-  {epoch, askedAt: acquiredAt, hint}: Acquired,
+  {epoch, hint}: Acquired,
+  term: {endsAt: number},
   signal: AbortSignal,
 ): Promise<void> {
   let hasHint = hint
-  // Local and monotonic: a frozen or cut-off holder knows that its time is over without asking anyone.
-  let deadline = acquiredAt + options.durationMs
   for (;;) {
     try {
-      await sleep(Math.max(0, Math.min(options.renewEveryMs, deadline - performance.now())), undefined, {
+      await sleep(Math.max(0, Math.min(options.renewEveryMs, term.endsAt - performance.now())), undefined, {
         signal,
       })
     } catch {
       return // asked to stop
     }
-    if (performance.now() >= deadline)
+    if (performance.now() >= term.endsAt)
       throw new FencedOutError(`the lease of epoch ${epoch} ran out before it was renewed`)
     const askedAt = performance.now()
-    const remaining = AbortSignal.timeout(Math.max(1, Math.floor(deadline - askedAt)))
+    const remaining = AbortSignal.timeout(Math.max(1, Math.floor(term.endsAt - askedAt)))
     const renewed = await Promise.race([
       connection<{hint: boolean}>`
         select ${hasHint} or pg_try_advisory_lock(hashtextextended(${hintOf(options.clusterName)}, 0)) as hint
@@ -206,7 +211,7 @@ async function keepRenewing(
     if (renewed === undefined)
       throw new FencedOutError(`the lease of epoch ${epoch} could not be renewed in time`)
     if (renewed.length === 0) throw new FencedOutError(`the lease of epoch ${epoch} has been taken over`)
-    deadline = askedAt + options.durationMs
+    term.endsAt = askedAt + options.durationMs
     hasHint = renewed[0]?.hint ?? false
   }
 }

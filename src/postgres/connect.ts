@@ -24,6 +24,8 @@ export type ConnectOptions = {
   readonly applicationName: string
   /** A statement (a COPY: its next step) not answered within this time loses its connection. Unset: no limit. */
   readonly answerWithinMs?: number
+  /** Called whenever the server has answered, or has taken or sent a part of a COPY: it is alive. */
+  readonly onAnswer?: () => void
 }
 
 const CONNECT_WITHIN_MS = 10_000
@@ -78,7 +80,7 @@ export function connect(endpoint: Endpoint, options: ConnectOptions): Pool {
     waiting.add(gaveUp.reject)
     try {
       const client = await Promise.race([checkedOut, gaveUp.promise])
-      return new Session(client, endpoint.display, options.answerWithinMs)
+      return new Session(client, endpoint.display, options)
     } catch (error) {
       checkedOut.then(client => {
         client.release(true)
@@ -138,13 +140,19 @@ class Session {
   readonly #client: pg.PoolClient
   readonly #address: string
   readonly #answerWithinMs: number | undefined
+  readonly onAnswer: () => void
   #tail: Promise<unknown> = Promise.resolve()
   #broken = false
 
-  constructor(client: pg.PoolClient, address: string, answerWithinMs: number | undefined) {
+  constructor(
+    client: pg.PoolClient,
+    address: string,
+    {answerWithinMs, onAnswer = ignore}: Omit<ConnectOptions, 'applicationName'>,
+  ) {
     this.#client = client
     this.#address = address
     this.#answerWithinMs = answerWithinMs
+    this.onAnswer = onAnswer
   }
 
   get client(): pg.PoolClient {
@@ -180,13 +188,17 @@ class Session {
 
   /** Waits for an answer, but no longer than the pool's limit: a dead network otherwise says nothing for minutes. */
   async answered<T>(answer: Promise<T>): Promise<T> {
-    if (this.#answerWithinMs === undefined) return answer
     const ms = this.#answerWithinMs
-    const timer = setTimeout(() => {
-      this.cut(new Error(`Connection terminated: no answer within ${ms} ms`))
-    }, ms)
+    const timer =
+      ms === undefined
+        ? undefined
+        : setTimeout(() => {
+            this.cut(new Error(`Connection terminated: no answer within ${ms} ms`))
+          }, ms)
     try {
-      return await answer
+      const given = await answer
+      this.onAnswer()
+      return given
     } finally {
       clearTimeout(timer)
     }
@@ -446,7 +458,10 @@ async function* copyTo(
   let isComplete = false
   try {
     session.client.query(stream)
-    for await (const chunk of stream as AsyncIterable<Buffer>) yield chunk
+    for await (const chunk of stream as AsyncIterable<Buffer>) {
+      session.onAnswer()
+      yield chunk
+    }
     isComplete = true
     turn.resolve(undefined)
   } catch (error) {

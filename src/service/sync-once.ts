@@ -184,7 +184,7 @@ async function dryRunOf(
     return await syncDeployment(
       {
         pool,
-        lease: {nodeId: `${config.clusterName}-cli`, epoch: 0n, signal},
+        lease: {nodeId: `${config.clusterName}-cli`, epoch: 0n, signal, endsAt: () => Infinity},
         deployment,
         sqlitePath: client.sqlite,
         stateDir: config.stateDir,

@@ -130,6 +130,20 @@ export class Session implements Disposable {
   }
 }
 
+/** Has sessions forget their pages, the first ones first, until all of them together keep at most `mostBytes`. */
+export function forgetPages(
+  sessions: Iterable<Pick<Session, 'pageBytes' | 'forgetPages'>>,
+  mostBytes: number,
+): void {
+  const all = [...sessions]
+  let bytes = all.reduce((sum, session) => sum + session.pageBytes, 0)
+  for (const session of all) {
+    if (bytes <= mostBytes) return
+    bytes -= session.pageBytes
+    session.forgetPages()
+  }
+}
+
 /** What a run has left known of the control schema. */
 type Known = {readonly epoch: bigint; readonly deployment: Deployment; readonly schema: SourceSchema}
 

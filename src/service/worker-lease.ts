@@ -1,0 +1,59 @@
+import {FencedOutError} from '../postgres/refusals.ts'
+
+/** The lease as a worker knows it: over as soon as the time that its holder last spoke of has passed. */
+export class WorkerLease implements Disposable {
+  readonly #epoch: bigint
+  readonly #onOver: () => void
+  #over = new AbortController()
+  #endsAt = -Infinity
+  #timer: NodeJS.Timeout | undefined
+
+  constructor(epoch: bigint, onOver: () => void) {
+    this.#epoch = epoch
+    this.#onOver = onOver
+  }
+
+  /** Of the lease as it is now; a holder who was only late to speak of a renewal begins another one. */
+  get signal(): AbortSignal {
+    return this.#over.signal
+  }
+
+  get endsAt(): number {
+    return this.#endsAt
+  }
+
+  /** @param endsAt in milliseconds of `performance.now()`. */
+  extend(endsAt: number): void {
+    if (endsAt > performance.now() && this.#over.signal.aborted) this.#over = new AbortController()
+    this.#endsAt = endsAt
+    this.#arm()
+  }
+
+  #arm(): void {
+    clearTimeout(this.#timer)
+    const leftMs = this.#endsAt - performance.now()
+    if (leftMs <= 0) this.#end()
+    // Longer ones a timer does not take; it looks again then.
+    else
+      this.#timer = setTimeout(
+        () => {
+          this.#arm()
+        },
+        Math.min(leftMs, 2 ** 31 - 1),
+      )
+  }
+
+  #end(): void {
+    if (this.#over.signal.aborted) return
+    this.#over.abort(
+      new FencedOutError(
+        `the lease of epoch ${this.#epoch} ran out, and nobody told this worker of a renewal`,
+      ),
+    )
+    this.#onOver()
+  }
+
+  [Symbol.dispose](): void {
+    clearTimeout(this.#timer)
+  }
+}

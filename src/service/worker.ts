@@ -1,0 +1,256 @@
+import {fork, type ChildProcess} from 'node:child_process'
+import {setTimeout as sleep} from 'node:timers/promises'
+import {fileURLToPath} from 'node:url'
+import type {Lease} from '../cluster/lease.ts'
+import {SyncError} from '../core/errors.ts'
+import {exitOf} from '../postgres/server.ts'
+import type {SyncResult} from '../sync/sync.ts'
+import type {Log} from '../telemetry/log.ts'
+import {
+  errorOf,
+  factsOf,
+  sharedInstant,
+  type FromWorker,
+  type Order,
+  type ToWorker,
+  type WorkerSettings,
+} from './worker-messages.ts'
+
+/** The process that had a run in hand is gone; nothing of the run is left but what Postgres has committed. */
+export class WorkerLostError extends SyncError {
+  override readonly name = 'WorkerLostError'
+  readonly code = 'SYNC_WORKER_LOST'
+  override readonly retryable = true
+  readonly next =
+    'Nothing: another worker takes over. When it comes again for one client, look for an out-of-memory kill (`dmesg`).'
+
+  constructor(clientName: string, how: string, options?: ErrorOptions) {
+    super(`the worker process that synced ${clientName} ${how}`, options)
+  }
+}
+
+/** A run got nowhere for `SYNC_TIMEOUT` and was stopped. */
+export class StalledError extends SyncError {
+  override readonly name = 'StalledError'
+  readonly code = 'SYNC_STALLED'
+  override readonly retryable = true
+  readonly next =
+    'Look at the load of Postgres and of the disk; raise SYNC_TIMEOUT when they are only slow. It is tried again.'
+
+  constructor(clientName: string, seconds: number) {
+    super(`the sync of ${clientName} made no progress for ${Math.round(seconds)} s`)
+  }
+}
+
+export type Progress = (table: string, rows: number) => void
+
+export type WorkerOptions = {
+  readonly settings: WorkerSettings
+  readonly lease: Lease
+  /** A run without progress for longer is stopped. */
+  readonly stallMs: number
+  readonly log: Log
+  /** Called once, before a run that it had in hand is told as failed. */
+  readonly onEnd: (worker: Worker) => void
+  /** After so many beats without an answer it is taken for frozen, and killed. */
+  readonly mostUnanswered?: number
+}
+
+/** The lease's news reach a worker this often: several times within the shortest lease. */
+const BEAT_MS = 500
+/** Half a minute. Longer than anything that a worker does at one go: the settling of a first load of millions of rows. */
+const MOST_UNANSWERED = 60
+/** A worker's lease ends this much before ours. */
+const MARGIN_MS = 100
+/** How long a worker may take to let go of a run, or to end. */
+const STOP_WITHIN_MS = 3_000
+
+// The program of worker-main.ts: its source in a checkout, compiled in a package.
+const extension = import.meta.url.endsWith('.ts') ? '.ts' : '.js'
+const program = fileURLToPath(new URL(`./worker-main${extension}`, import.meta.url))
+
+const ignore = () => undefined
+
+/** One sync worker, as the process sees it that has started it: `worker-main.ts` in a process of its own. */
+export class Worker implements AsyncDisposable {
+  readonly #child: ChildProcess
+  readonly #options: WorkerOptions
+  readonly #ended: Promise<void>
+  readonly #over = new AbortController()
+  readonly #beating: Promise<void>
+  /** Beats that it owes an answer. Counted, not timed: a pause of ours must not look like one of its own. */
+  #unanswered = 0
+  /** Until it listens nothing is sent: what a message says of the lease would be old by then. */
+  #isReady = false
+  #run: Run | undefined
+  /** Why we have killed it. */
+  #why: string | undefined
+  readonly #releasing = new Map<string, () => void>()
+
+  constructor(options: WorkerOptions) {
+    this.#options = options
+    this.#child = fork(program, {
+      serialization: 'advanced',
+      stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
+      execArgv: ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=8'],
+      // Long texts come and go by the thousand: without these, freed memory stays with the process.
+      env: {
+        MALLOC_ARENA_MAX: '2',
+        MALLOC_MMAP_THRESHOLD_: '65536',
+        MALLOC_TRIM_THRESHOLD_: '131072',
+        ...process.env,
+      },
+    })
+    // What cannot be sent shows in the end of the process.
+    this.#child.on('error', ignore)
+    this.#child.on('message', (message: FromWorker) => {
+      this.#hear(message)
+    })
+    this.#ended = exitOf(this.#child).then(how => {
+      this.#end(how)
+    })
+    this.#beating = this.#beat()
+  }
+
+  get pid(): number | undefined {
+    return this.#child.pid
+  }
+
+  /**
+   * One run; the worker must have none in hand.
+   *
+   * @throws what the worker says; {@link WorkerLostError} when it ends; {@link StalledError}; or the signal's reason.
+   */
+  async sync(order: Order, onProgress: Progress, signal: AbortSignal): Promise<SyncResult> {
+    if (this.#over.signal.aborted) throw new WorkerLostError(order.clientName, 'ended before it began')
+    const run: Run = {order, onProgress, outcome: Promise.withResolvers(), stopping: undefined}
+    const stop = () => {
+      this.#stop(run, signal.reason)
+    }
+    this.#run = run
+    if (this.#isReady) this.#send({type: 'run', order})
+    signal.addEventListener('abort', stop)
+    if (signal.aborted) stop()
+    try {
+      return await run.outcome.promise
+    } finally {
+      signal.removeEventListener('abort', stop)
+      clearTimeout(run.stopping?.timer)
+    }
+  }
+
+  /** Lets go of a deployment, so that another process can have it. Resolves when it has, or when the worker has ended. */
+  async release(deploymentId: string): Promise<void> {
+    const released = Promise.withResolvers<undefined>()
+    // One that does not listen yet has nothing open.
+    if (this.#over.signal.aborted || !this.#isReady) return
+    this.#releasing.set(deploymentId, () => {
+      released.resolve(undefined)
+    })
+    this.#send({type: 'release', deploymentId})
+    await released.promise
+  }
+
+  /** Ends it: in good order when it can, else by force. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#child.connected) this.#child.disconnect()
+    const force = setTimeout(() => {
+      this.#kill('was killed: it did not end when asked to')
+    }, STOP_WITHIN_MS)
+    await this.#ended
+    clearTimeout(force)
+    await this.#beating
+  }
+
+  #hear(message: FromWorker): void {
+    this.#unanswered = 0
+    const run = this.#run
+    switch (message.type) {
+      case 'ready':
+        this.#isReady = true
+        this.#send({type: 'begin', settings: this.#options.settings, leaseEndsAt: this.#leaseEndsAt()})
+        if (run !== undefined) this.#send({type: 'run', order: run.order})
+        if (run?.stopping !== undefined) this.#send({type: 'stop', reason: factsOf(run.stopping.reason)})
+        break
+      case 'beat': {
+        const {stallMs} = this.#options
+        if (run !== undefined && message.stillMs > stallMs)
+          this.#stop(run, new StalledError(run.order.clientName, stallMs / 1_000))
+        break
+      }
+      case 'progress':
+        run?.onProgress(message.table, message.rows)
+        break
+      case 'done':
+        this.#run = undefined
+        run?.outcome.resolve(message.result)
+        break
+      case 'failed':
+        this.#run = undefined
+        // What a run that was stopped says is of no interest: it was in the middle of something.
+        run?.outcome.reject(run.stopping === undefined ? errorOf(message.error) : run.stopping.reason)
+        break
+      case 'released':
+        this.#releasing.get(message.deploymentId)?.()
+        this.#releasing.delete(message.deploymentId)
+        break
+      case 'log':
+        this.#options.log[message.level](message.fields, message.message)
+    }
+  }
+
+  #end(how: string): void {
+    this.#over.abort()
+    this.#options.onEnd(this)
+    for (const released of this.#releasing.values()) released()
+    const run = this.#run
+    this.#run = undefined
+    run?.outcome.reject(
+      run.stopping === undefined
+        ? new WorkerLostError(run.order.clientName, this.#why ?? how)
+        : run.stopping.reason,
+    )
+  }
+
+  #stop(run: Run, reason: unknown): void {
+    if (run.stopping !== undefined) return
+    if (this.#isReady) this.#send({type: 'stop', reason: factsOf(reason)})
+    const timer = setTimeout(() => {
+      this.#kill('was killed: it did not stop when asked to')
+    }, STOP_WITHIN_MS)
+    run.stopping = {reason, timer}
+  }
+
+  async #beat(): Promise<void> {
+    for (;;) {
+      await sleep(BEAT_MS, undefined, {signal: this.#over.signal}).catch(ignore)
+      if (this.#over.signal.aborted) return
+      const most = (this.#isReady ? this.#options.mostUnanswered : undefined) ?? MOST_UNANSWERED
+      if (++this.#unanswered > most)
+        this.#kill(`was killed: it gave no sign of life for ${(most * BEAT_MS) / 1_000} s`)
+      if (this.#isReady) this.#send({type: 'beat', leaseEndsAt: this.#leaseEndsAt()})
+    }
+  }
+
+  /** Of a lease that has been taken from us, nothing is left, whatever its time was. */
+  #leaseEndsAt(): bigint {
+    const {lease} = this.#options
+    return sharedInstant(lease.signal.aborted ? performance.now() : lease.endsAt() - MARGIN_MS)
+  }
+
+  #kill(why: string): void {
+    this.#why ??= why
+    this.#child.kill('SIGKILL')
+  }
+
+  #send(message: ToWorker): void {
+    if (this.#child.connected) this.#child.send(message, ignore)
+  }
+}
+
+type Run = {
+  readonly order: Order
+  readonly onProgress: Progress
+  readonly outcome: PromiseWithResolvers<SyncResult>
+  stopping: {readonly reason: unknown; readonly timer: NodeJS.Timeout} | undefined
+}

@@ -1,0 +1,511 @@
+import assert from 'node:assert/strict'
+import {fork} from 'node:child_process'
+import {rmSync} from 'node:fs'
+import {join} from 'node:path'
+import {setTimeout as sleep} from 'node:timers/promises'
+import {afterAll, beforeAll, describe, expect, test} from 'vitest'
+import {SyncError} from '../core/errors.ts'
+import {FencedOutError} from '../postgres/refusals.ts'
+import {lockDeployment} from '../sync/lock.ts'
+import {refusal} from '../../test/host.ts'
+import {leadingHost, type LeadingHost} from '../../test/leading-host.ts'
+import {assertMirror} from '../../test/mirror.ts'
+import {chanceOf, mutate, seedOf, type Chance} from '../../test/mutator.ts'
+import type {ParentNews, ParentOrder} from '../../test/worker-parent.ts'
+import {holdingUp, isAlive, isGone, optionsOf, pidOf, workerClient, workersOf} from '../../test/workers.ts'
+import type {Workers} from './workers.ts'
+
+const {signal} = new AbortController()
+
+let leader: LeadingHost
+let chance: Chance
+let clients = 0
+
+beforeAll(async () => {
+  const seed = seedOf()
+  process.stderr.write(`OWSYNC_SEED=${seed}\n`)
+  chance = chanceOf(seed)
+  leader = await leadingHost()
+})
+afterAll(() => leader[Symbol.asyncDispose]())
+
+const newClient = (journal?: 'delete' | 'wal') => workerClient(leader, `worked-${++clients}`, chance, journal)
+type Client = Awaited<ReturnType<typeof newClient>>
+
+describe('who runs what', () => {
+  test('many deployments share a few processes, and each stays with its own', async () => {
+    await using resources = new AsyncDisposableStack()
+    const some: Client[] = []
+    for (let i = 0; i < 6; i++) some.push(resources.use(await newClient(i % 2 === 0 ? 'delete' : 'wal')))
+    const workers = resources.use(workersOf(leader, {most: 2}))
+    const results = await Promise.all(some.map(({order}) => workers.sync(order, signal)))
+    for (const result of results) assert.deepEqual([result.status, result.generation], ['success', 1n])
+    const before = workers.states
+    assert.equal(before.length, 2)
+    assert.equal(before[0]!.deployments + before[1]!.deployments, 6)
+    for (const client of some) await assertMirror(leader.admin, schemaOf(client), client.file)
+
+    for (let round = 0; round < 4; round++) {
+      const again = await Promise.all(some.map(({order}) => workers.sync(order, signal)))
+      // Only a session that has had the file open since can say so without a look: anybody else takes some time.
+      for (const [i, {mode, duration_ms}] of again.entries())
+        if (round > 0 && i % 2 === 0) assert.deepEqual([mode, duration_ms], ['unchanged', 0])
+    }
+    assert.deepEqual(workers.states, before)
+
+    for (const client of some) mutate(client.file, chance)
+    await Promise.all(some.map(({order}) => workers.sync(order, signal)))
+    for (const client of some) await assertMirror(leader.admin, schemaOf(client), client.file)
+  })
+
+  test('no process is started before it is needed', async () => {
+    await using client = await newClient()
+    await using workers = workersOf(leader)
+    assert.deepEqual(workers.states, [])
+    for (let i = 0; i < 3; i++) await workers.sync(client.order, signal)
+    assert.equal(workers.states.length, 1)
+  })
+
+  test('whoever waits behind a long run moves to another worker', async () => {
+    await using long = await newClient()
+    await using short = await newClient()
+    await using workers = workersOf(leader, {most: 2})
+    await workers.sync(long.order, signal)
+    await workers.sync(short.order, signal)
+    assert.deepEqual(
+      workers.states.map(({deployments}) => deployments),
+      [2],
+    )
+    mutate(long.file, chance)
+    mutate(short.file, chance)
+    const {slow} = await holdingUp(leader, long, async isHeld => {
+      const slow = workers.sync(long.order, signal)
+      await isHeld()
+      assert.equal((await workers.sync(short.order, signal)).status, 'success')
+      assert.deepEqual(
+        workers.states.map(({deployments}) => deployments),
+        [1, 1],
+      )
+      return {slow}
+    })
+    assert.equal((await slow).status, 'success')
+    for (const client of [long, short]) await assertMirror(leader.admin, schemaOf(client), client.file)
+  })
+
+  test('two runs of one deployment come one after the other', async () => {
+    await using client = await newClient()
+    await using workers = workersOf(leader)
+    const results = await Promise.all([1, 2, 3].map(() => workers.sync(client.order, signal)))
+    assert.deepEqual(
+      results.map(({mode}) => mode),
+      ['full', 'unchanged', 'unchanged'],
+    )
+    assert.equal(workers.states.length, 1)
+  })
+})
+
+describe('what a run says arrives as it was', () => {
+  test('a failure keeps its code, its words and whether to try again', async () => {
+    await using client = await newClient()
+    await using workers = workersOf(leader)
+    rmSync(client.file)
+    const error = await refusal(workers.sync(client.order, signal))
+    assert.ok(error instanceof SyncError)
+    const {name, code, retryable, message, next} = error
+    assert.deepEqual([name, code, retryable], ['SourceUnreadableError', 'SYNC_SOURCE_UNREADABLE', false])
+    assert.match(message, /there is no such file/)
+    assert.match(next, /Check the path/)
+    assert.ok((error.cause as Error).message.includes('ENOENT'))
+  })
+
+  test('progress, while a first load runs', async () => {
+    await using client = await newClient()
+    await using workers = workersOf(leader)
+    const seen: [string, number][] = []
+    await workers.sync(client.order, signal, (table, rows) => seen.push([table, rows]))
+    assert.ok(seen.length > 0)
+  })
+
+  test('what it logs', async () => {
+    await using client = await newClient()
+    const lines: unknown[] = []
+    const {log, ...options} = optionsOf(leader)
+    await using workers = workersOf(leader, {
+      ...options,
+      settings: {...options.settings, limits: {...options.settings.limits, lockBudgetMs: 0.0001}},
+      log: {...log, warn: (fields, message) => lines.push([fields['client'], message])},
+    })
+    await workers.sync(client.order, signal)
+    assert.deepEqual(lines, [[client.name, 'a read lock was held longer than LOCK_BUDGET_MS']])
+  })
+})
+
+describe('a worker that dies', () => {
+  test('fails the run that it had in hand, and no other; the next one converges', async () => {
+    await using victim = await newClient()
+    await using other = await newClient()
+    await using workers = workersOf(leader)
+    await Promise.all([victim, other].map(({order}) => workers.sync(order, signal)))
+    mutate(victim.file, chance)
+    mutate(other.file, chance)
+    const before = await victim.deployment()
+    await holdingUp(leader, victim, async isHeld => {
+      const run = assert.rejects(workers.sync(victim.order, signal), {
+        code: 'SYNC_WORKER_LOST',
+        retryable: true,
+        message: /was ended by SIGKILL/,
+      })
+      await isHeld()
+      const pid = pidOf(workers, victim)
+      process.kill(pid, 'SIGKILL')
+      await run
+      assert.equal((await workers.sync(other.order, signal)).status, 'success')
+      await isGone([pid], 1_000)
+    })
+    assert.equal((await victim.deployment()).generation, before.generation)
+    assert.equal((await workers.sync(victim.order, signal)).generation, before.generation + 1n)
+    for (const client of [victim, other]) await assertMirror(leader.admin, schemaOf(client), client.file)
+  })
+
+  test('leaves its other deployments to the others', async () => {
+    await using some = new AsyncDisposableStack()
+    const clients = [
+      some.use(await newClient()),
+      some.use(await newClient('wal')),
+      some.use(await newClient()),
+    ]
+    const workers = some.use(workersOf(leader, {most: 1}))
+    for (const {order} of clients) await workers.sync(order, signal)
+    const [{pid} = {pid: undefined}] = workers.states
+    process.kill(pid!, 'SIGKILL')
+    await expect.poll(() => workers.states, {timeout: 2_000, interval: 5}).toEqual([])
+    for (const client of clients) {
+      mutate(client.file, chance)
+      assert.equal((await workers.sync(client.order, signal)).status, 'success')
+      await assertMirror(leader.admin, schemaOf(client), client.file)
+    }
+    assert.equal(workers.states.length, 1)
+  })
+
+  test('again and again with one deployment: that one rests longer each time, the others do not notice', async () => {
+    await using victim = await newClient()
+    await using other = await newClient()
+    await using workers = workersOf(leader)
+    await Promise.all([victim, other].map(({order}) => workers.sync(order, signal)))
+    const waits: number[] = []
+    const pauses: number[] = []
+    const over = new AbortController()
+    const going = (async () => {
+      while (!over.signal.aborted) {
+        const since = performance.now()
+        mutate(other.file, chance)
+        assert.equal((await workers.sync(other.order, signal)).status, 'success')
+        waits.push(performance.now() - since)
+        await sleep(20)
+      }
+    })()
+    for (let i = 0; i < 3; i++) {
+      mutate(victim.file, chance)
+      await holdingUp(leader, victim, async isHeld => {
+        const since = performance.now()
+        const run = assert.rejects(workers.sync(victim.order, signal), {code: 'SYNC_WORKER_LOST'})
+        await isHeld()
+        pauses.push(performance.now() - since)
+        process.kill(pidOf(workers, victim), 'SIGKILL')
+        await run
+      })
+    }
+    over.abort()
+    await going
+    assert.ok(pauses[1]! > 950 && pauses[2]! > 1_950, pauses.join())
+    assert.ok(waits.length > 5, 'the other one stood still')
+    assert.equal((await workers.sync(victim.order, signal)).status, 'success')
+    for (const client of [victim, other]) await assertMirror(leader.admin, schemaOf(client), client.file)
+  })
+
+  test('by failing to start is told as that', async () => {
+    await using client = await newClient()
+    await using workers = workersOf(leader)
+    const {execPath} = process
+    process.execPath = join(leader.folder, 'no-such-node')
+    try {
+      await assert.rejects(workers.sync(client.order, signal), {
+        code: 'SYNC_WORKER_LOST',
+        message: /did not start/,
+      })
+    } finally {
+      process.execPath = execPath
+    }
+    assert.equal((await workers.sync(client.order, signal)).status, 'success')
+  })
+})
+
+describe('a worker that hangs', () => {
+  test('frozen in the middle of a run, it is killed and replaced', async () => {
+    await using client = await newClient()
+    await using workers = workersOf(leader, {mostUnanswered: 4})
+    await workers.sync(client.order, signal)
+    mutate(client.file, chance)
+    await holdingUp(leader, client, async isHeld => {
+      const run = assert.rejects(workers.sync(client.order, signal), {
+        code: 'SYNC_WORKER_LOST',
+        message: /gave no sign of life for 2 s/,
+      })
+      await isHeld()
+      const pid = pidOf(workers, client)
+      process.kill(pid, 'SIGSTOP')
+      await run
+      await isGone([pid], 1_000)
+    })
+    assert.equal((await workers.sync(client.order, signal)).status, 'success')
+    await assertMirror(leader.admin, schemaOf(client), client.file)
+  })
+
+  test('frozen while it has nothing to do, it is killed as well', async () => {
+    await using client = await newClient()
+    await using workers = workersOf(leader, {mostUnanswered: 4})
+    await workers.sync(client.order, signal)
+    const pid = workers.states[0]!.pid!
+    process.kill(pid, 'SIGSTOP')
+    await expect.poll(() => workers.states, {timeout: 10_000}).toEqual([])
+    assert.ok(!isAlive(pid))
+    assert.equal((await workers.sync(client.order, signal)).status, 'success')
+  })
+
+  test('a run without progress is stopped, its worker lives on', async () => {
+    await using client = await newClient()
+    await using workers = workersOf(leader, {stallMs: 1_000})
+    await workers.sync(client.order, signal)
+    mutate(client.file, chance)
+    const {pid} = workers.states[0]!
+    await holdingUp(leader, client, async isHeld => {
+      const since = performance.now()
+      const run = assert.rejects(workers.sync(client.order, signal), {code: 'SYNC_STALLED', retryable: true})
+      await isHeld()
+      await run
+      assert.ok(performance.now() - since >= 1_000)
+    })
+    assert.equal((await workers.sync(client.order, signal)).status, 'success')
+    assert.equal(workers.states[0]!.pid, pid)
+    await assertMirror(leader.admin, schemaOf(client), client.file)
+  })
+
+  test('a run that does not stop when it is asked to goes with its worker', async () => {
+    await using client = await newClient()
+    await using workers = workersOf(leader)
+    await workers.sync(client.order, signal)
+    mutate(client.file, chance)
+    const stop = new AbortController()
+    await holdingUp(leader, client, async isHeld => {
+      const run = assert.rejects(workers.sync(client.order, stop.signal), /enough/)
+      await isHeld()
+      const pid = pidOf(workers, client)
+      process.kill(pid, 'SIGSTOP')
+      stop.abort(new Error('enough'))
+      await run
+      await isGone([pid], 1_000)
+    })
+    // It was us who ended it: the deployment need not rest.
+    const since = performance.now()
+    assert.equal((await workers.sync(client.order, signal)).status, 'success')
+    assert.ok(performance.now() - since < 60_000)
+  })
+})
+
+describe('when it is over', () => {
+  test('a run that is given up in the middle commits nothing, and its worker lives on', async () => {
+    await using client = await newClient()
+    await using workers = workersOf(leader)
+    await workers.sync(client.order, signal)
+    mutate(client.file, chance)
+    const {pid} = workers.states[0]!
+    const before = await client.deployment()
+    const stop = new AbortController()
+    await holdingUp(leader, client, async isHeld => {
+      const run = assert.rejects(workers.sync(client.order, stop.signal), /enough/)
+      await isHeld()
+      stop.abort(new Error('enough'))
+      await run
+    })
+    await sleep(300)
+    assert.deepEqual(await client.deployment(), before)
+    assert.equal((await workers.sync(client.order, signal)).status, 'success')
+    assert.equal(workers.states[0]!.pid, pid)
+  })
+
+  test('a run that waits for a worker can be given up', async () => {
+    await using busy = await newClient()
+    await using waiting = await newClient()
+    await using workers = workersOf(leader, {most: 1})
+    const stop = new AbortController()
+    await holdingUp(leader, busy, async isHeld => {
+      const first = workers.sync(busy.order, stop.signal)
+      first.catch(() => undefined)
+      await isHeld()
+      const second = assert.rejects(workers.sync(waiting.order, stop.signal), /enough/)
+      assert.equal(workers.queued, 1)
+      stop.abort(new Error('enough'))
+      await second
+      assert.equal(workers.queued, 0)
+      await assert.rejects(first, /enough/)
+    })
+    await assert.rejects(workers.sync(waiting.order, stop.signal), /enough/)
+  })
+
+  test('when the leader’s lease is over, nothing of a run is committed, and the deployments are free at once', async () => {
+    await using client = await newClient()
+    await using idle = await newClient()
+    const over = new AbortController()
+    const lease = {...leader.lease, signal: AbortSignal.any([leader.lease.signal, over.signal])}
+    await using workers = workersOf(leader, {lease, most: 1})
+    await workers.sync(idle.order, signal)
+    await workers.sync(client.order, signal)
+    mutate(client.file, chance)
+    const before = await client.deployment()
+    await holdingUp(leader, client, async isHeld => {
+      const run = assert.rejects(workers.sync(client.order, signal), {code: 'SYNC_FENCED_OUT'})
+      await isHeld()
+      over.abort(new FencedOutError('another node took it'))
+      await run
+    })
+    await sleep(300)
+    assert.deepEqual(await client.deployment(), before)
+    await areFree([client, idle], 3_000)
+    await assert.rejects(workers.sync(client.order, signal), {code: 'SYNC_FENCED_OUT'})
+  })
+
+  test('a worker that hears of no renewal gives up by its own clock', async () => {
+    await using client = await newClient()
+    await using idle = await newClient()
+    const endsAt = performance.now() + 4_000
+    await using workers = workersOf(leader, {lease: {...leader.lease, endsAt: () => endsAt}, most: 1})
+    await workers.sync(idle.order, signal)
+    await workers.sync(client.order, signal)
+    mutate(client.file, chance)
+    const before = await client.deployment()
+    await holdingUp(leader, client, async isHeld => {
+      const run = assert.rejects(workers.sync(client.order, signal), {
+        code: 'SYNC_FENCED_OUT',
+        message: /ran out, and nobody told this worker/,
+      })
+      await isHeld()
+      assert.ok(performance.now() < endsAt, 'too slow a machine for this test')
+      await run
+      assert.ok(performance.now() < endsAt + 1_000)
+    })
+    assert.deepEqual(await client.deployment(), before)
+    await areFree([client, idle], 1_000)
+  })
+
+  test('a lease that is renewed in time lasts', async () => {
+    await using client = await newClient()
+    const lease = {...leader.lease, endsAt: () => performance.now() + 1_500}
+    await using workers = workersOf(leader, {lease})
+    const run = await holdingUp(leader, client, async isHeld => {
+      const run = workers.sync(client.order, signal)
+      run.catch(() => undefined)
+      await isHeld()
+      await sleep(3_000)
+      return {run}
+    })
+    assert.equal((await run.run).status, 'success')
+  })
+
+  test('closed, it leaves no process, also none that is frozen', async () => {
+    await using client = await newClient()
+    await using frozen = await newClient()
+    let pids: number[] = []
+    await holdingUp(leader, client, async isHeld => {
+      await using workers = workersOf(leader)
+      const runs = [client, frozen].map(({order}) => workers.sync(order, signal))
+      runs[0]!.catch(() => undefined)
+      await runs[1]
+      await isHeld()
+      pids = pidsOf(workers)
+      process.kill(
+        pids.find(pid => pid !== pidOf(workers, client))!,
+        'SIGSTOP',
+      )
+    })
+    assert.equal(pids.length, 2)
+    assert.deepEqual(pids.filter(isAlive), [])
+  })
+})
+
+describe('whoever started the workers', () => {
+  test('is killed: they are gone within seconds, and commit nothing', async () => {
+    await using held = await newClient()
+    await using done = await newClient()
+    const before = await held.deployment()
+    const parent = await startParent([held, done], 60_000)
+    await holdingUp(leader, held, async isHeld => {
+      parent.begin()
+      await isHeld()
+      await expect.poll(() => parent.news().ended, {timeout: 30_000}).toBe(1)
+      const pids = parent.pids()
+      assert.equal(pids.length, 2)
+      parent.kill('SIGKILL')
+      await isGone(pids, 3_000)
+    })
+    assert.equal((await held.deployment()).generation, before.generation)
+    await areFree([held, done], 0)
+    await using workers = workersOf(leader)
+    assert.equal((await workers.sync(held.order, signal)).status, 'success')
+    await assertMirror(leader.admin, schemaOf(held), held.file)
+  })
+
+  test('is frozen: when its lease is over, the next leader has the deployments', async () => {
+    await using client = await newClient()
+    const parent = await startParent([client], 1_500)
+    parent.begin()
+    await expect.poll(() => parent.news().ended, {timeout: 30_000}).toBe(1)
+    assert.throws(() => lockDeployment(leader.stateDir, client.order.deploymentId, client.name))
+    parent.kill('SIGSTOP')
+    await areFree([client], 6_000)
+    const pids = parent.pids()
+    parent.kill('SIGKILL')
+    await isGone(pids, 3_000)
+  })
+})
+
+/** Starts a process that has workers of its own. It begins to sync when it is told to. */
+async function startParent(clients: readonly Client[], leaseMs: number) {
+  const child = fork(join(import.meta.dirname, '../../test/worker-parent.ts'), {
+    serialization: 'advanced',
+    execArgv: ['--disable-warning=ExperimentalWarning'],
+    stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
+  })
+  let news: ParentNews = {pids: [], ended: 0}
+  child.on('message', (told: ParentNews) => {
+    news = told
+  })
+  const {settings} = optionsOf(leader)
+  const order: ParentOrder = {settings, leaseMs, orders: clients.map(({order}) => order)}
+  return await Promise.resolve({
+    begin: () => child.send(order),
+    news: () => news,
+    pids: () => news.pids.filter(pid => pid !== undefined),
+    kill: (how: NodeJS.Signals) => child.kill(how),
+  })
+}
+
+/** Waits until nobody has these deployments open. */
+async function areFree(clients: readonly Client[], withinMs: number): Promise<void> {
+  const isFree = ({order, name}: Client) => {
+    try {
+      lockDeployment(leader.stateDir, order.deploymentId, name)[Symbol.dispose]()
+      return true
+    } catch {
+      return false
+    }
+  }
+  await expect.poll(() => clients.every(isFree), {timeout: Math.max(withinMs, 100), interval: 50}).toBe(true)
+}
+
+function pidsOf(workers: Workers): number[] {
+  return workers.states.map(({pid}) => pid).filter(pid => pid !== undefined)
+}
+
+function schemaOf({name}: {readonly name: string}): string {
+  return name.replaceAll('-', '_')
+}
