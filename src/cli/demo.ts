@@ -53,17 +53,18 @@ async function tell(stateDir: string, {out, err, progress, signal}: Context): Pr
   return 0
 }
 
-async function live(stateDir: string, {out, err, signal}: Context): Promise<ExitCode> {
+async function live(stateDir: string, {out, err, log, signal}: Context): Promise<ExitCode> {
   err('Starting Postgres, making a file …')
   const onReady = ({file, url, schema}: {file: string; url: string; schema: string}) => {
     err(`  the file      ${file}`)
     err(`  its mirror    psql '${url}', schema ${schema}`)
     err('Syncing until Ctrl-C.')
   }
+  const onEvent = (event: LiveSync | Hitch) => {
+    out(...('hitch' in event ? hitchLine(event) : syncLine(event)))
+  }
   try {
-    for await (const event of demoLive(stateDir, onReady, signal)) {
-      out(...('hitch' in event ? hitchLine(event) : syncLine(event)))
-    }
+    await demoLive(stateDir, {onReady, onEvent, log: await log()}, signal)
   } catch (error) {
     // Asked to stop, however early: that is how it ends.
     if (!signal.aborted) throw error

@@ -60,6 +60,7 @@ export type Demo = AsyncDisposable & {
   /** The demo's database as its owner. */
   readonly owner: Pool
   readonly hostUrl: string
+  readonly hostEndpoint: Endpoint
   /** Which Postgres it is and where, for a person. */
   readonly server: string
   /** Starts a program that uses `file` as the app does; it ends with the demo at the latest. */
@@ -105,6 +106,7 @@ export async function openDemo(stateDir: string, signal: AbortSignal): Promise<D
     host,
     owner,
     hostUrl: urlOf(login.endpoint),
+    hostEndpoint: login.endpoint,
     server: `PostgreSQL ${row?.version ?? ''} on ${maintenance.host}:${maintenance.port}`,
     startWriter(file, rate) {
       const writer = startWriter({file, seed: demoSample.seed, rate})
