@@ -2,6 +2,7 @@ import {parseArgs} from 'node:util'
 import {isSize, sizes, sourceFile} from './file.ts'
 import type {Benchmark} from './bench.ts'
 import {benchFirstLoad} from './first-load.ts'
+import {benchFleet} from './fleet.ts'
 import {benchIncrementRollback, benchIncrementWal} from './increment.ts'
 import {load, type Loaded} from './loaded.ts'
 import {benchMemory} from './memory.ts'
@@ -20,6 +21,7 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
   'increment-wal': benchIncrementWal,
   verify: benchVerify,
   memory: benchMemory,
+  fleet: benchFleet,
   restore: benchRestore,
 }
 

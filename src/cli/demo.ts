@@ -1,5 +1,6 @@
-import {demoLive, type Hitch, type LiveSync} from '../service/demo-live.ts'
+import {demoLive} from '../service/demo-live.ts'
 import {demoStory, type Step, type StepName} from '../service/demo-story.ts'
+import type {Hitch, LiveSync} from '../service/live.ts'
 import {command, type Context, type ExitCode} from './command.ts'
 
 export const demo = command({

@@ -7,9 +7,9 @@ import {generate} from '../sample/generate.ts'
 import type {Writer} from '../sample/writer.ts'
 import {sourceWatcher} from '../source/watch.ts'
 import {findDeployment, registerDeployment, type Deployment} from '../state/deployments.ts'
-import type {SyncResult} from '../sync/sync.ts'
 import type {Log} from '../telemetry/log.ts'
 import {DEMO_CLIENT, DemoFailedError, demoSample, openDemo, type Demo} from './demo.ts'
+import {followLive, type Hitch, type Live, type LiveSync} from './live.ts'
 import {Workers, workersOptions} from './workers.ts'
 
 /** What a live demo works with, for whoever wants to look at it. */
@@ -20,31 +20,19 @@ export type LivePlace = {
   readonly schema: string
 }
 
-/** One sync of a live demo that has applied something. */
-export type LiveSync = {
-  readonly result: SyncResult
-  /** At most how old the oldest change was that this sync applied; absent for the first one. */
-  readonly lagMs: number | undefined
-  readonly ms: number
-}
-
-/** One that did not come about, and comes about later by itself. */
-export type Hitch = {readonly hitch: SyncError}
-
 /** What somebody who watches a live demo is told. */
 export type LiveShow = {
   /** The file and the database are there. */
   readonly onReady: (place: LivePlace) => void
-  readonly onEvent: (event: LiveSync | Hitch) => void
+  /** A sync has applied something, or has failed and is tried again. */
+  readonly onEvent: Live['onEvent']
   readonly log: Log
 }
 
 /** Actions a second: an office at work. */
 const WRITER_RATE = 15
-/** How long a sync that failed waits for its next try, */
+/** How long a lost lease waits for its next try. */
 const AGAIN_MS = 500
-/** and at most, when it has failed often. */
-const AGAIN_AT_MOST_MS = 10_000
 const PATIENCE_MS = 60_000
 
 /**
@@ -72,71 +60,50 @@ export async function demoLive(stateDir: string, show: LiveShow, signal: AbortSi
 type Followed = {readonly deployment: Deployment; readonly file: string}
 
 /** Leads and syncs; again when the lease was lost, as when the demo was suspended for a while. */
-async function lead(demo: Demo, followed: Followed, show: LiveShow, signal: AbortSignal): Promise<void> {
+async function lead(
+  demo: Demo,
+  {deployment, file}: Followed,
+  {onEvent, log}: LiveShow,
+  signal: AbortSignal,
+): Promise<void> {
   const {clusterName, leaseDurationMs, heartbeatIntervalMs} = demo.config
+  const leading = {
+    nodeId: `${clusterName}-cli`,
+    clusterName,
+    durationMs: leaseDurationMs,
+    renewEveryMs: heartbeatIntervalMs,
+    patienceMs: PATIENCE_MS,
+  }
+  const {deploymentId, clientName, schemaName} = deployment
+  const order = {deploymentId, clientName, schemaName, sqlitePath: file, full: false, dryRun: false}
+  let isHeldBack = false
+  const live = {
+    watch: sourceWatcher(log),
+    // A pause of the demo can make the guard doubt what the writer did meanwhile. It was meant.
+    order: () => ({...order, accept: isHeldBack}),
+    onEvent(event: LiveSync | Hitch) {
+      isHeldBack = 'result' in event && event.result.status === 'quarantined'
+      if ('hitch' in event || event.result.mode !== 'unchanged') onEvent(event)
+    },
+  }
   for (;;) {
-    const leading = {
-      nodeId: `${clusterName}-cli`,
-      clusterName,
-      durationMs: leaseDurationMs,
-      renewEveryMs: heartbeatIntervalMs,
-      patienceMs: PATIENCE_MS,
-    }
     try {
       await withLease(
         demo.host,
         leading,
         async lease => {
-          await using workers = new Workers(workersOptions(demo.config, demo.hostEndpoint, lease, show.log))
-          await follow(workers, followed, show, lease.signal)
+          await using workers = new Workers(workersOptions(demo.config, demo.hostEndpoint, lease, log))
+          await followLive({workers, ...live}, lease.signal)
         },
         signal,
       )
     } catch (error) {
       signal.throwIfAborted()
-      await hitch(error, AGAIN_MS, show, signal)
+      if (!(error instanceof SyncError && error.retryable)) throw error
+      onEvent({hitch: error})
+      await sleep(AGAIN_MS, undefined, {signal})
     }
   }
-}
-
-/** Syncs whenever the file may have changed. */
-async function follow(
-  workers: Workers,
-  {deployment, file}: Followed,
-  {onEvent, onReady, log}: LiveShow,
-  signal: AbortSignal,
-): Promise<void> {
-  let isHeldBack = false
-  for await (const {since} of sourceWatcher(log)(file, signal)) {
-    for (let againMs = AGAIN_MS; ; againMs = Math.min(2 * againMs, AGAIN_AT_MOST_MS)) {
-      const startedAt = performance.now()
-      try {
-        // A pause of the demo can make the guard doubt what the writer did meanwhile. It was meant.
-        const order = {...deployment, sqlitePath: file, full: false, dryRun: false, accept: isHeldBack}
-        const result = await workers.sync(order, signal)
-        isHeldBack = result.status === 'quarantined'
-        const endedAt = performance.now()
-        const lagMs = result.mode === 'full' ? undefined : Math.round(endedAt - since)
-        if (result.mode !== 'unchanged') onEvent({result, lagMs, ms: Math.round(endedAt - startedAt)})
-        if (!isHeldBack) break
-      } catch (error) {
-        signal.throwIfAborted()
-        await hitch(error, againMs, {onEvent, onReady, log}, signal)
-      }
-    }
-  }
-}
-
-/** Tells a failure that passes by itself, and waits. @throws any other one. */
-async function hitch(
-  error: unknown,
-  waitMs: number,
-  {onEvent}: LiveShow,
-  signal: AbortSignal,
-): Promise<void> {
-  if (!(error instanceof SyncError && error.retryable)) throw error
-  onEvent({hitch: error})
-  await sleep(waitMs, undefined, {signal})
 }
 
 const LOOK_MS = 500

@@ -46,7 +46,7 @@ async function* watchSource(
   let lookedAt = performance.now()
   await ear.look()
   ear.note(lookedAt)
-  let seen: Seen = {print: 'never seen', ageMs: 0}
+  let seen: Seen = {print: 'never seen', ageMs: 0, at: lookedAt}
   for (;;) {
     signal.throwIfAborted()
     const now = performance.now()
@@ -56,10 +56,11 @@ async function* watchSource(
         await ear.pause(step.ms, signal)
         break
       case 'look': {
+        lookedAt = now
         const isChanged = (await ear.look()).print !== seen.print
         if (isChanged) await ear.blameSilence(signal)
-        if (isChanged || seen.ageMs < COARSEST_GRAIN_MS) ear.note(lookedAt)
-        lookedAt = now
+        const isDoubtful = isChanged || seen.ageMs < COARSEST_GRAIN_MS
+        if (isDoubtful && ear.signs === undefined) ear.note(seen.at)
         break
       }
       case 'tell': {
@@ -78,8 +79,8 @@ async function* watchSource(
 /** Where the source's files are: beside the real one, when the path leads over links. */
 type Place = {readonly folder: string; readonly name: string; readonly folderId: string}
 
-/** What could be seen of a source from outside, and how long it had not been written to by then. */
-type Seen = {readonly print: string; readonly ageMs: number}
+/** What could be seen of a source from outside at an instant, and how long it had not been written to by then. */
+type Seen = {readonly print: string; readonly ageMs: number; readonly at: number}
 
 // Times of files have a grain: one that had just been written to when it was seen may have changed once more without a
 // trace. The kernel's grain is ten milliseconds at most, FAT counts in steps of two seconds.
@@ -155,7 +156,10 @@ class Ear implements Disposable {
   }
 
   async see(): Promise<Seen> {
-    return this.#place === undefined ? {print: 'no folder', ageMs: Infinity} : await printOf(this.#place)
+    const at = performance.now()
+    return this.#place === undefined
+      ? {print: 'no folder', ageMs: Infinity, at}
+      : {...(await printOf(this.#place)), at}
   }
 
   /** Something happened: unless we hear of it now, this file system does not tell. */
@@ -219,7 +223,7 @@ async function placeOf(path: string): Promise<Place | undefined> {
   return {folder, name: basename(file ?? path), folderId: `${own.dev}:${own.ino}`}
 }
 
-async function printOf({folder, name}: Place): Promise<Seen> {
+async function printOf({folder, name}: Place): Promise<Omit<Seen, 'at'>> {
   const stats = await Promise.all([statOf(join(folder, name)), statOf(join(folder, `${name}-wal`))])
   const times = stats.map(found => Number(found?.mtimeMs ?? 0))
   return {
