@@ -213,6 +213,9 @@ describe('a worker that dies', () => {
         pauses.push(performance.now() - since)
         process.kill(pidOf(workers, victim), 'SIGKILL')
         await run
+        // What the dead one has left in Postgres waits still, and would be taken for the next one.
+        await leader.admin`select pg_terminate_backend(pid, 5000) from pg_stat_activity
+          where application_name like 'owsync/%' and wait_event = 'transactionid'`
       })
     }
     over.abort()

@@ -56,6 +56,7 @@ test('the story holds, beside a live demo and a real project, and nothing is lef
   assert.equal(await live.ended, 0, live.err())
   for (const {generation, status} of live.lines) assert.ok(Number(generation) > 0 && status === 'success')
   assert.ok(live.lines.some(({tombstoned}) => Number(tombstoned) > 0))
+  assert.ok(live.lines.some(({lag_ms}) => Number(lag_ms) > 0))
   await nothingIsLeft()
   assert.deepEqual(await project`select count(*) from pg_class`, before)
 }, 180_000)
@@ -63,6 +64,11 @@ test('the story holds, beside a live demo and a real project, and nothing is lef
 test('a demo that is killed leaves no process, and the next one removes the rest, though it is interrupted', async () => {
   const killed = demo([])
   await killed.until(lines => lines.length > 0)
+  const commands = (await processes()).map(({command}) => command)
+  assert.ok(
+    commands.some(command => command.includes('worker-main')),
+    'the demo syncs in a worker',
+  )
   killed.kill('SIGKILL')
   await killed.ended
   await expect.poll(processes, {timeout: 10_000}).toEqual([])
