@@ -8,9 +8,15 @@ import {
   type TableSpec,
 } from './introspect.ts'
 import {errcode, whenFree, type Source} from './open.ts'
-import type {Suspects} from './page-map.ts'
-import {gapsBetween, type RowidRange} from './ranges.ts'
-import {TableReader, type PageBudget, type Position, type RefusedRow, type SourceRow} from './read.ts'
+import {everything, type RowidRange} from './ranges.ts'
+import {
+  TableReader,
+  type Page,
+  type PageBudget,
+  type Position,
+  type RefusedRow,
+  type SourceRow,
+} from './read.ts'
 
 /** What the last cut knew of one row. */
 export type Entry = {readonly rowid: bigint; readonly key: string; readonly digest: Uint8Array}
@@ -62,19 +68,28 @@ export type CaptureResult = {
   /** Rows that were compared: all of them, or those that can have changed. */
   readonly rows: number
   readonly comparedAll: boolean
+  /** Whether all rows of any table were compared for which a finder might have had less. */
+  readonly comparedTables: boolean
   readonly maxHoldMs: number
   /** Of this connection, when the rows were read; with `consistent`, it was the same all the while. */
   readonly dataVersion: bigint
 }
+
+/** Where changed rows of a table can be: `undefined` is anywhere. What is known there and gone has been deleted. */
+export type Suspects = readonly RowidRange[] | undefined
 
 /** Says where changed rows can be, before any row is read: the pages of the file fit this port. */
 export type Finder = {
   /**
    * Looks at the file as it is now; what earlier looks of the same capture have found is kept.
    *
-   * @returns what to compare of a table, by its name: `undefined` is all of it.
+   * @returns what to compare of a table, by its name: all of it, or what ascending ranges of rowids hold.
    */
-  find(pace: Pace, isWal: boolean, signal: AbortSignal): Promise<(table: string) => Suspects | undefined>
+  find(pace: Pace, isWal: boolean, signal: AbortSignal): Promise<(table: string) => Suspects>
+  /** Told, under the lock that they were read under, all rowids that a table has in a range. */
+  witness(table: string, range: RowidRange, rowids: readonly bigint[]): void
+  /** Told that a row which may have been witnessed is read again later. */
+  doubt(table: string, rowid: bigint): void
 }
 
 export type CaptureOptions = {
@@ -153,6 +168,8 @@ async function capturePass(
         suspectsOf = await options.finder.find(pace, inOneTransaction, signal)
         db.exec('begin')
       }
+      // The app has left WAL mode meanwhile, where so long a transaction would keep it from committing.
+      if (!isWal(source)) return 'schema moved'
     }
     const start = inOneTransaction ? versions() : before
     const isLate = options.finder !== undefined && start.data !== before.data
@@ -161,24 +178,36 @@ async function capturePass(
     const {remembered, isSameSchema} = options.begin(spec)
     let rows = 0
     let comparedAll = true
+    let comparedTables = false
     const isKnown = options.knownAt === start.data
     const read = isKnown ? [] : spec.tables.map(table => ({table, reader: new TableReader(db, table)}))
     for (const {table, reader} of read) {
       const memory = remembered(table)
       const suspects = isSameSchema && !memory.hasAdrift() ? suspectsOf?.(table.name) : undefined
       if (suspects !== undefined) comparedAll = false
+      else if (!table.withoutRowid) comparedTables = true
       if (table.withoutRowid) rows += await scanByKey(reader, memory, options, pace)
       else rows += await scanByRowid(reader, memory, options, pace, suspects)
     }
     const isDisturbed = () => readDataVersion(db) !== start.data
     const fuzzy = !inOneTransaction && (await whenFree(source, isDisturbed, signal))
     if ((await whenFree(source, () => readSchemaVersion(db), signal)) !== start.schema) return 'schema moved'
+    // What was read of the file alone was not all there was.
+    if (!inOneTransaction && (await whenFree(source, () => isWal(source), signal))) return 'schema moved'
     for (const {table, reader} of read) await settleLeftovers(reader, remembered(table), options, fuzzy, pace)
     // A delete that was confirmed while the app went on is of a later instant than the rest.
     const consistent =
       !fuzzy && !isLate && !(await whenFree(source, () => !inOneTransaction && isDisturbed(), signal))
     options.onProgress?.('', rows)
-    return {spec, consistent, rows, comparedAll, maxHoldMs: pace.maxHoldMs, dataVersion: start.data}
+    return {
+      spec,
+      consistent,
+      rows,
+      comparedAll,
+      comparedTables,
+      maxHoldMs: pace.maxHoldMs,
+      dataVersion: start.data,
+    }
   } catch (cause) {
     // A statement that no longer fits its table says so with SQLITE_ERROR or SQLITE_SCHEMA.
     const code = errcode(cause)
@@ -209,7 +238,8 @@ export class Pace {
   readonly #lockBudgetMs: number | undefined
   readonly #signal: AbortSignal
   #endedAt = 0
-  #holdMs = 0
+  /** Half of every hold is owed to the app; what is less than a timer's tick is owed on. */
+  #owedMs = 0
   #restMs = 0
 
   /** @param lockBudgetMs absent when the reads hold no lock that anybody waits for. */
@@ -229,14 +259,16 @@ export class Pace {
   async read<T extends {holdMs: number}>(read: () => T): Promise<T> {
     await breathe(undefined, {signal: this.#signal})
     if (this.#lockBudgetMs !== undefined) {
-      const rest = Math.max(this.#holdMs / 2, this.#restMs) - (performance.now() - this.#endedAt)
-      if (rest > 0) await sleep(Math.ceil(rest), undefined, {signal: this.#signal})
+      const idleMs = performance.now() - this.#endedAt
+      const rest = Math.max(this.#owedMs, this.#restMs) - idleMs
+      if (rest >= 1) await sleep(Math.ceil(rest), undefined, {signal: this.#signal})
+      this.#owedMs = rest >= 1 ? 0 : Math.max(0, this.#owedMs - idleMs)
     }
     const refused = this.#source.busyRetries
     const result = await whenFree(this.#source, read, this.#signal)
     this.#restMs = nextRest(this.#restMs, this.#source.busyRetries > refused)
     this.#endedAt = performance.now()
-    this.#holdMs = result.holdMs
+    this.#owedMs += result.holdMs / 2
     if (this.#lockBudgetMs !== undefined) this.maxHoldMs = Math.max(this.maxHoldMs, result.holdMs)
     return result
   }
@@ -247,13 +279,12 @@ async function scanByRowid(
   memory: Remembered,
   options: CaptureOptions,
   pace: Pace,
-  suspects: Suspects | undefined,
+  suspects: Suspects,
 ): Promise<number> {
-  const ranges = suspects?.ranges ?? [{after: undefined, upTo: undefined}]
   const highest = memory.highestRowid()
   let count = 0
-  if (suspects?.allRowids === true) await compareRowids(reader, memory, ranges, pace)
-  for (const range of ranges) count += await scanRange(reader, memory, options, pace, range, highest, count)
+  for (const range of suspects ?? [everything])
+    count += await scanRange(reader, memory, options, pace, range, highest, count)
   await settleAside(reader, memory, options, pace)
   return count
 }
@@ -274,7 +305,7 @@ async function scanRange(
   do {
     const after = position?.[0] as bigint | undefined
     const at = position
-    const page = await pace.read(() => reader.page(at, pace.budget, range.upTo))
+    const page = await pace.read(() => readSeen(reader, at, pace.budget, range, options.finder))
     position = page.next
     const isKnown = highest !== undefined && (after === undefined || after < highest)
     const known = isKnown ? memory.range(after, (position?.[0] as bigint | undefined) ?? range.upTo) : []
@@ -307,30 +338,28 @@ async function scanRange(
   return count
 }
 
-/** Sets aside every entry whose rowid is gone, and every row at a rowid that nobody knew, outside the given ranges. */
-async function compareRowids(
+/** Reads a page of rows while the finder looks on. */
+function readSeen(
   reader: TableReader,
-  memory: Remembered,
-  ranges: readonly RowidRange[],
-  pace: Pace,
-): Promise<void> {
-  for (const gap of gapsBetween(ranges)) {
-    let after = gap.after
-    for (let isMore = true; isMore;) {
-      const from = after
-      const page = await pace.read(() => reader.rowids(from, gap.upTo, pace.budget))
-      const present = new Set(page.rowids)
-      for (const entry of memory.range(from, page.next ?? gap.upTo)) {
-        if (!present.delete(entry.rowid)) memory.setAside(entry)
-      }
-      if (present.size > 0) {
-        const rows = await pace.read(() => reader.fetch([...present], {...pace.budget, ms: Infinity}))
-        for (const row of rows.rows) memory.setAsideRow(row)
-      }
-      isMore = page.next !== undefined
-      after = page.next
+  position: Position | undefined,
+  budget: PageBudget,
+  {upTo}: RowidRange,
+  finder: Finder | undefined,
+): Page {
+  if (finder === undefined) return reader.page(position, budget, upTo)
+  return reader.locked(() => {
+    const page = reader.page(position, budget, upTo)
+    const seen = {
+      after: position?.[0] as bigint | undefined,
+      upTo: (page.next?.[0] as bigint | undefined) ?? upTo,
     }
-  }
+    finder.witness(
+      reader.table.name,
+      seen,
+      page.rows.map(row => row.rowid),
+    )
+    return page
+  })
 }
 
 async function scanByKey(
@@ -370,7 +399,7 @@ function refuse(table: TableSpec, row: RefusedRow, memory: Remembered, delta: De
 async function settleAside(
   reader: TableReader,
   memory: Remembered,
-  {delta}: CaptureOptions,
+  {delta, finder}: CaptureOptions,
   pace: Pace,
 ): Promise<void> {
   const {table} = reader
@@ -386,6 +415,7 @@ async function settleAside(
       if (was !== undefined && Buffer.compare(was, row.digest) === 0) delta.place(table, row)
       else {
         wanted.push(row.rowid)
+        finder?.doubt(table.name, row.rowid)
         if (was === undefined) fresh.add(row.rowid)
       }
     }

@@ -26,6 +26,8 @@ export type Source = Disposable & {
   read(buffer: Buffer, position: number, bytes: number): number
   /** Reads raw bytes of the write-ahead log; 0 when there is none. */
   readWal(buffer: Buffer, position: number): number
+  /** Reads the first bytes of the write-ahead log's index; 0 when there is none. */
+  readWalIndex(buffer: Buffer): number
   /** Size of the database file in bytes. */
   size(): number
   /** Whether another file has the name now: what is known of names (fingerprint, WAL) is not of this one. */
@@ -67,8 +69,8 @@ export async function openSource(path: string, signal: AbortSignal): Promise<Sou
 }
 
 /**
- * A POSIX lock belongs to the process: closing any descriptor of the database file would drop the locks of SQLite's own
- * connection. So there is one descriptor, opened after the connection and closed after it.
+ * A POSIX lock belongs to the process: closing any descriptor of the database file or of the WAL's index would drop the
+ * locks of SQLite's own connection. So there is one descriptor each, opened after the connection and closed after it.
  */
 function sourceOf(file: string, seen: string, db: DatabaseSync): Source {
   let opened: number | undefined
@@ -82,30 +84,16 @@ function sourceOf(file: string, seen: string, db: DatabaseSync): Source {
     }
     return (opened = fd)
   }
-  let wal: {fd: number; ino: bigint} | undefined
-  const closeWal = () => {
-    if (wal !== undefined) closeSync(wal.fd)
-    wal = undefined
-  }
+  const wal = new Companion(`${file}-wal`)
+  const index = new Companion(`${file}-shm`)
   return {
     file,
     identity: seen,
     db,
     busyRetries: 0,
     read: (buffer, position, bytes) => readAll(open(), buffer, bytes, position),
-    readWal: (buffer, position) => {
-      // Nobody locks the log itself; the app may remove it and make another.
-      const now = statSync(`${file}-wal`, {bigint: true, throwIfNoEntry: false})
-      if (now === undefined || now.ino !== wal?.ino) closeWal()
-      if (now === undefined) return 0
-      try {
-        wal ??= {fd: openSync(`${file}-wal`, 'r'), ino: now.ino}
-      } catch (error) {
-        if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return 0
-        throw error
-      }
-      return readAll(wal.fd, buffer, buffer.length, position)
-    },
+    readWal: (buffer, position) => wal.read(buffer, position),
+    readWalIndex: buffer => index.read(buffer, 0),
     size: () => fstatSync(open()).size,
     isReplaced: () => {
       const now = statSync(file, {bigint: true, throwIfNoEntry: false})
@@ -113,9 +101,42 @@ function sourceOf(file: string, seen: string, db: DatabaseSync): Source {
     },
     [Symbol.dispose]: () => {
       db.close()
-      closeWal()
+      wal.close()
+      index.close()
       if (opened !== undefined) closeSync(opened)
     },
+  }
+}
+
+/** A file beside the database, which the app may remove and make anew: whoever reads its start reads the one that is there. */
+class Companion {
+  readonly #file: string
+  #opened: {readonly fd: number; readonly ino: bigint} | undefined
+
+  constructor(file: string) {
+    this.#file = file
+  }
+
+  read(buffer: Buffer, position: number): number {
+    if (position === 0) this.#look()
+    if (this.#opened === undefined) return 0
+    return readAll(this.#opened.fd, buffer, buffer.length, position)
+  }
+
+  #look(): void {
+    const now = statSync(this.#file, {bigint: true, throwIfNoEntry: false})
+    if (now === undefined || now.ino !== this.#opened?.ino) this.close()
+    if (now === undefined) return
+    try {
+      this.#opened ??= {fd: openSync(this.#file, 'r'), ino: now.ino}
+    } catch (error) {
+      if (!(error instanceof Error) || !('code' in error) || error.code !== 'ENOENT') throw error
+    }
+  }
+
+  close(): void {
+    if (this.#opened !== undefined) closeSync(this.#opened.fd)
+    this.#opened = undefined
   }
 }
 

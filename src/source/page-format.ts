@@ -46,28 +46,59 @@ export function pageKind(page: Buffer, number: number): number {
 /** @returns the rows of a table's leaf page, or `undefined` when the page does not make sense. */
 export function leafCells(page: Buffer, number: number, usableBytes: number): LeafCell[] | undefined {
   const cells: LeafCell[] = []
+  const isWhole = visitCells(page, number, usableBytes, (overflow, rowidAt) => {
+    const rowid = varint(page, rowidAt, usableBytes)
+    if (rowid !== undefined) cells.push({rowid: BigInt.asIntN(64, rowid.value), overflow})
+    return rowid !== undefined
+  })
+  return isWhole ? cells : undefined
+}
+
+/** @returns where the chains of a leaf page's long rows begin, or `undefined` when the page does not make sense. */
+export function chainsOf(page: Buffer, number: number, usableBytes: number): number[] | undefined {
+  const chains: number[] = []
+  const isWhole = visitCells(page, number, usableBytes, overflow => {
+    if (overflow !== 0) chains.push(overflow)
+    return true
+  })
+  return isWhole ? chains : undefined
+}
+
+/** @returns false when the page does not make sense, or `visit` finds that it does not. */
+function visitCells(
+  page: Buffer,
+  number: number,
+  usableBytes: number,
+  visit: (overflow: number, rowidAt: number) => boolean,
+): boolean {
   const start = number === 1 ? 100 : 0
-  if (page[start] !== LEAF_TABLE) return undefined
+  if (page[start] !== LEAF_TABLE) return false
   const count = page.readUInt16BE(start + 3)
-  if (start + 8 + count * 2 > usableBytes) return undefined
+  if (start + 8 + count * 2 > usableBytes) return false
   for (let i = 0; i < count; i++) {
-    const at = page.readUInt16BE(start + 8 + i * 2)
-    const size = varint(page, at, usableBytes)
-    if (size === undefined) return undefined
-    const rowid = varint(page, size.end, usableBytes)
-    if (rowid === undefined || size.value > 0x7fff_ffffn) return undefined
-    const local = localBytes(Number(size.value), usableBytes)
-    const end = rowid.end + local
-    if (end > usableBytes) return undefined
-    let overflow = 0
-    if (local < Number(size.value)) {
-      if (end + 4 > usableBytes) return undefined
-      overflow = page.readUInt32BE(end)
-      if (overflow === 0) return undefined
+    let at = page.readUInt16BE(start + 8 + i * 2)
+    let size = 0
+    // The size of a row and its rowid are numbers of one to nine bytes; no row is as large as five bytes can say.
+    for (let n = 1; ; n++) {
+      const byte = page[at++]
+      if (byte === undefined || n > 5) return false
+      size = size * 128 + (byte & 127)
+      if (byte < 128) break
     }
-    cells.push({rowid: BigInt.asIntN(64, rowid.value), overflow})
+    const rowidAt = at
+    for (let n = 1; n < 9 && (page[at] as number) >= 128; n++) at++
+    const local = localBytes(size, usableBytes)
+    const end = at + 1 + local
+    if (size > 0x7fff_ffff || end > usableBytes) return false
+    let overflow = 0
+    if (local < size) {
+      if (end + 4 > usableBytes) return false
+      overflow = page.readUInt32BE(end)
+      if (overflow === 0) return false
+    }
+    if (!visit(overflow, rowidAt)) return false
   }
-  return cells
+  return true
 }
 
 /** @returns the children of a table's interior page from left to right, or `undefined` when it does not make sense. */

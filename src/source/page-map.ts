@@ -1,15 +1,7 @@
-import {children, INTERIOR_TABLE, LEAF_TABLE, leafCells, type Child} from './page-format.ts'
-import {joined, type RowidRange} from './ranges.ts'
+import {chainsOf, children, INTERIOR_TABLE, LEAF_TABLE} from './page-format.ts'
+import {everything, joined, type RowidRange} from './ranges.ts'
 import type {PageReader, PageScan} from './page-scan.ts'
 import {IS_LEAF, type Interior, type PageState} from './page-state.ts'
-
-/** Where changed rows of a table can be. */
-export type Suspects = {
-  /** Ascending, not touching: every row in them is compared, and what is known there and gone is deleted. */
-  readonly ranges: readonly RowidRange[]
-  /** Deletes may be anywhere in the table: all its rowids are compared. */
-  readonly allRowids: boolean
-}
 
 /** A page that does not fit the rest: torn, hostile, or a case nobody thought of. The whole table is compared then. */
 class Surprise extends Error {}
@@ -23,20 +15,22 @@ const DEEPEST = 40
  *
  * Complete, because every change of a row changes its leaf page or a page of its own overflow chain. Leaves are found
  * from above, by the rowids that the interior pages give them; overflow pages from below, by the chain that the state
- * remembers for every page. Chains of all rows touched are walked again, so that what is remembered stays true.
+ * remembers for every page. A page can also come into a tree as it is, when it is used again and by chance holds what
+ * it held: so a child that an interior page did not have counts as changed. Chains of all rows touched are walked again,
+ * which keeps what is remembered true; where that cannot be done, {@link finish} makes the next scan meet the same pages.
  */
 export class PageMap {
   readonly #scan: PageScan
   readonly #state: PageState
   readonly #read: PageReader
   readonly #page: Buffer
-  /** Leaves to look for: 1 changed, 2 a changed overflow page hangs on it. */
+  /** 1 for a leaf that has changed, or on which a changed overflow page hangs. */
   readonly #wanted: Uint8Array
-  /** First pages of chains with a changed page, by the leaf they hang on. */
-  readonly #hanging = new Map<number, Set<number>>()
+  /** Pages whose way up to their leaf has been gone. */
+  readonly #lookedUp: Uint8Array
   readonly #interiors = new Map<number, Interior>()
-  readonly #knewInteriors: boolean
   #interiorsChanged = false
+  #isSurprised = false
 
   constructor(scan: PageScan, state: PageState, read: PageReader) {
     this.#scan = scan
@@ -44,165 +38,144 @@ export class PageMap {
     this.#read = read
     this.#page = Buffer.allocUnsafe(state.pageSize)
     this.#wanted = new Uint8Array(state.pageCount + 1)
-    this.#knewInteriors = state.knowsInteriors
+    this.#lookedUp = new Uint8Array(state.pageCount + 1)
     for (let page = 1; page <= state.pageCount; page++) if (scan.dirty[page] === 1) this.#lookUp(page)
   }
 
   /**
    * Walks one table. Between two steps the caller may let go of its read lock.
    *
-   * @returns the table's suspects, or `undefined` when all its rows are.
+   * @returns where rows can have changed, or `undefined` when the walk did not come to its end.
    */
-  *table(rootPage: number): Generator<void, Suspects | undefined> {
+  *table(rootPage: number): Generator<void, TableMap | undefined> {
     yield
+    const walk: TableWalk = {ranges: [], leaves: [], interiors: []}
     try {
-      const walk = new TableWalk()
-      yield* this.#walk(rootPage, {after: undefined, upTo: undefined}, walk, 0)
-      if (this.#scan.isFirst) return undefined
-      return {ranges: joined(walk.ranges), allRowids: walk.touched && !this.#knewInteriors}
+      yield* this.#walk(rootPage, everything, walk, false, 0)
+      return {ranges: joined([...walk.ranges, ...walk.leaves]), leaves: walk.leaves}
     } catch (error) {
-      if (error instanceof Surprise) return undefined
-      throw error
+      if (!(error instanceof Surprise)) throw error
+      // Interior pages that were not looked at last time make all rows below them suspects next time.
+      for (const page of walk.interiors) this.#interiors.delete(page)
+      this.#isSurprised = true
+      return undefined
     }
   }
 
   /** Ends the mapping: what was learned of chains and interior pages becomes the state. */
   finish(): void {
-    if (this.#interiorsChanged || this.#interiors.size !== this.#state.interiors.size)
+    const {interiors} = this.#state
+    if (this.#interiorsChanged || this.#isSurprised || this.#interiors.size !== interiors.size)
       this.#state.interiorsChanged = true
     this.#state.interiors = this.#interiors
-    const {links, chains} = this.#scan
-    if (links === undefined) return
-    // A first scan: chains of every leaf that stands in a tree, along the links that were read with the pages.
-    for (const [first, leaf] of chains) {
-      if (this.#wanted[leaf] !== REACHED) continue
-      let before = (leaf | IS_LEAF) >>> 0
-      let steps = 0
-      for (
-        let page = first;
-        page !== 0 && page <= this.#state.pageCount && steps++ <= this.#state.pageCount;
-        page = links[page] as number
-      ) {
-        if (this.#state.up[page] === before) break
-        this.#state.setUp(page, before)
-        before = page
-      }
-    }
+    const {dirty} = this.#scan
+    if (this.#isSurprised) this.#state.unlearn([...dirty.keys()].filter(page => dirty[page] === 1))
   }
 
   /** Where a changed page hangs, if it is in the chain of a row. */
   #lookUp(page: number): void {
     const {kinds, up, pageCount} = this.#state
-    if (kinds[page] === LEAF_TABLE) this.#wanted[page] = CHANGED
-    if (this.#scan.isFirst) return
-    let at = page
-    for (let steps = 0; steps <= pageCount; steps++) {
+    if (kinds[page] === LEAF_TABLE) this.#wanted[page] = 1
+    for (let at = page; this.#lookedUp[at] === 0;) {
+      this.#lookedUp[at] = 1
       const before = up[at] as number
-      if (before === 0) return
-      if (before >= IS_LEAF) {
-        const leaf = before - IS_LEAF
-        if (leaf === 0 || leaf > pageCount) return
-        if (this.#wanted[leaf] === 0) this.#wanted[leaf] = HANGING
-        const firsts = this.#hanging.get(leaf) ?? new Set()
-        this.#hanging.set(leaf, firsts.add(at))
-        return
-      }
-      at = before
+      const isLeaf = before >= IS_LEAF
+      const next = isLeaf ? before - IS_LEAF : before
+      if (next === 0 || next > pageCount) return
+      if (isLeaf) this.#wanted[next] = 1
+      if (isLeaf) return
+      at = next
     }
   }
 
-  *#walk(page: number, range: RowidRange, walk: TableWalk, depth: number): Generator<void, void> {
-    const kind = this.#state.kinds[page]
-    if (page < 1 || page > this.#state.pageCount || depth > DEEPEST) throw new Surprise()
-    if (kind === LEAF_TABLE) {
-      this.#leaf(page, range, walk)
+  /** @param isNew whether the page stands where it did not, so that whatever it holds counts as changed. */
+  *#walk(
+    page: number,
+    range: RowidRange,
+    walk: TableWalk,
+    isNew: boolean,
+    depth: number,
+  ): Generator<void, void> {
+    const {kinds, pageCount, interiors} = this.#state
+    if (page < 1 || page > pageCount || depth > DEEPEST) throw new Surprise()
+    if (kinds[page] === LEAF_TABLE) {
+      if (isNew) this.#wanted[page] = 1
+      if (this.#wanted[page] === 1) this.#leaf(page, range, walk)
       yield
       return
     }
-    if (kind !== INTERIOR_TABLE || this.#interiors.has(page)) throw new Surprise()
+    if (kinds[page] !== INTERIOR_TABLE || this.#interiors.has(page)) throw new Surprise()
     const isChanged = this.#scan.dirty[page] === 1
-    const known = this.#state.interiors.get(page)
-    const found = known !== undefined && !isChanged ? known.children : this.#children(page)
-    this.#interiors.set(page, {...range, children: found})
-    if (known === undefined || isChanged) this.#interiorsChanged = true
-    if (isChanged) {
-      walk.touched = true
-      if (known !== undefined) compareSpans(known, {...range, children: found}, walk.ranges)
-    }
+    const known = isNew ? undefined : interiors.get(page)
+    const found = known !== undefined && !isChanged ? known.children : this.#parse(page, children)
+    const now: Interior = {...range, children: found}
+    this.#interiors.set(page, now)
+    walk.interiors.push(page)
+    const isSame =
+      known !== undefined && !isChanged && known.after === range.after && known.upTo === range.upTo
+    if (!isSame) this.#interiorsChanged = true
+    if (known !== undefined && !isSame) compareSpans(known, now, walk.ranges)
+    const before = isSame ? undefined : new Set(known?.children.map(child => child.page))
     let after = range.after
     for (const child of found) {
       // The last child reaches as far as its parent does. Leaves that nobody looks for are most of a table.
       const upTo = child.upTo ?? range.upTo
-      if (!this.#isIdleLeaf(child.page)) yield* this.#walk(child.page, {after, upTo}, walk, depth + 1)
+      const isFresh = before?.has(child.page) === false
+      if (isFresh || !this.#isIdleLeaf(child.page))
+        yield* this.#walk(child.page, {after, upTo}, walk, isFresh, depth + 1)
       after = child.upTo
     }
   }
 
   #isIdleLeaf(page: number): boolean {
-    return this.#state.kinds[page] === LEAF_TABLE && this.#wanted[page] === 0 && !this.#scan.isFirst
+    return this.#state.kinds[page] === LEAF_TABLE && this.#wanted[page] === 0
   }
 
   #leaf(page: number, range: RowidRange, walk: TableWalk): void {
-    const wanted = this.#wanted[page] as number
-    if (this.#scan.isFirst) {
-      this.#wanted[page] = REACHED
-      return
-    }
-    if (wanted === 0) return
-    walk.touched = true
-    const cells = this.#readPage(page)
-      ? leafCells(this.#page, page, this.#scan.header.usableBytes)
-      : undefined
-    if (cells === undefined) throw new Surprise()
-    if (wanted === CHANGED) {
-      walk.ranges.push(range)
-      for (const cell of cells) if (cell.overflow !== 0) this.#followChain(page, cell.overflow)
-      return
-    }
-    const firsts = this.#hanging.get(page)
-    for (const cell of cells) {
-      if (cell.overflow === 0 || firsts?.has(cell.overflow) !== true) continue
-      walk.ranges.push({after: cell.rowid - 1n, upTo: cell.rowid})
-      this.#followChain(page, cell.overflow)
-      firsts.delete(cell.overflow)
-    }
-    // A chain that no row of this leaf has: compare them all.
-    if (firsts !== undefined && firsts.size > 0) walk.ranges.push(range)
+    walk.leaves.push({page, ...range})
+    for (const first of this.#parse(page, chainsOf)) this.#followChain(page, first)
   }
 
   /** Walks the chain of one row as it is now, and remembers it. */
   #followChain(leaf: number, first: number): void {
     const state = this.#state
-    const link = Buffer.allocUnsafe(4)
+    const {links} = this.#scan
     let before = (leaf | IS_LEAF) >>> 0
     let steps = 0
-    for (let page = first; page !== 0; page = link.readUInt32BE(0)) {
-      if (page > state.pageCount || steps++ > state.pageCount || !this.#read(page, link, 4))
-        throw new Surprise()
+    for (let page = first; page !== 0;) {
+      if (page > state.pageCount || steps++ > state.pageCount) throw new Surprise()
       state.setUp(page, before)
       before = page
+      page = links?.[page] ?? this.#link(page)
     }
   }
 
-  #children(page: number): readonly Child[] {
-    const found = this.#readPage(page) ? children(this.#page, page, this.#scan.header.usableBytes) : undefined
-    if (found === undefined) throw new Surprise()
-    return found
+  #link(page: number): number {
+    if (!this.#read(page, this.#page, 4)) throw new Surprise()
+    return this.#page.readUInt32BE(0)
   }
 
-  #readPage(page: number): boolean {
-    return this.#read(page, this.#page, this.#state.pageSize)
+  #parse<T>(page: number, parse: (bytes: Buffer, page: number, usableBytes: number) => T | undefined): T {
+    const isRead = this.#read(page, this.#page, this.#state.pageSize)
+    const parsed = isRead ? parse(this.#page, page, this.#scan.header.usableBytes) : undefined
+    if (parsed === undefined) throw new Surprise()
+    return parsed
   }
 }
 
-const CHANGED = 1
-const HANGING = 2
-const REACHED = 3
+/** A leaf page whose rows can have changed, and the rowids it is responsible for. */
+export type SuspectLeaf = RowidRange & {readonly page: number}
 
-class TableWalk {
-  readonly ranges: RowidRange[] = []
-  touched = false
+/** Where rows of a table can have changed. */
+export type TableMap = {
+  /** Ascending, not touching: every row in them is compared, and what is known there and gone is deleted. */
+  readonly ranges: readonly RowidRange[]
+  /** The leaves among them, ascending. */
+  readonly leaves: readonly SuspectLeaf[]
 }
+
+/** What the walk of one table has found, and the interior pages it went by. */
+type TableWalk = {readonly ranges: RowidRange[]; readonly leaves: SuspectLeaf[]; readonly interiors: number[]}
 
 /**
  * A child that is new, gone or responsible for other rowids: rows may have left there although no leaf that is there

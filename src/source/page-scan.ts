@@ -2,26 +2,36 @@ import {setImmediate as breathe} from 'node:timers/promises'
 import xxhash from 'xxhash-wasm'
 import type {Pace} from './capture.ts'
 import type {Source} from './open.ts'
-import {leafCells, parseHeader, pageKind, LEAF_TABLE, type FileHeader} from './page-format.ts'
+import {parseHeader, pageKind, type FileHeader} from './page-format.ts'
 import {MOST_PAGES, PageState} from './page-state.ts'
-import {frameOffset, readFrames} from './wal.ts'
+import {
+  FRAME_HEADER_BYTES,
+  frameOffset,
+  isFrameOf,
+  readFrames,
+  WAL_INDEX_BYTES,
+  walEnd,
+  type WalEnd,
+  type WalPlace,
+} from './wal.ts'
 
-const pageHash = await xxhash()
+const xxh = await xxhash()
+
+/** What a page is remembered by. */
+export const hashOf = (page: Uint8Array): bigint => xxh.h64Raw(page)
 
 /** Bytes read under one lock in rollback mode: about a millisecond from the page cache. */
-const CHUNK_BYTES = 8 * 1024 * 1024
+const CHUNK_BYTES = 4 * 1024 * 1024
 
 /** Pages whose content has changed since the state was made, which now describes them as they were read. */
 export type PageScan = {
   readonly header: FileHeader
-  /** 1 for a page that has changed. */
+  /** 1 for a page that has changed, by page number. */
   readonly dirty: Uint8Array
   readonly dirtyCount: number
   /** True when there was no state to compare with: every page counts as changed. */
   readonly isFirst: boolean
-  /** Chains of overflow pages found on a first scan: the first page of each, and the leaf it hangs on. */
-  readonly chains: readonly (readonly [first: number, leaf: number])[]
-  /** The first four bytes of every page, on a first scan. */
+  /** The first four bytes of every page, on a first scan: where a chain goes on, if no commit came in between. */
   readonly links: Uint32Array | undefined
 }
 
@@ -34,7 +44,7 @@ export type PageReader = (page: number, buffer: Buffer, bytes: number) => boolea
  * In WAL mode the caller has a read transaction open, which pins what is read here without blocking anyone; when the
  * WAL has only grown, just its new frames are read. In rollback mode every chunk is read under a lock of its own.
  *
- * @returns `undefined` when the file's header makes no sense or the file is too large: digests capture it then.
+ * @returns `undefined` when the file or its log makes no sense or is too large: digests capture it then.
  */
 export async function scanPages(
   source: Source,
@@ -43,77 +53,114 @@ export async function scanPages(
   inTransaction: boolean,
   signal: AbortSignal,
 ): Promise<{scan: PageScan; state: PageState} | undefined> {
-  const header = await locked(source, pace, inTransaction, () => readHeader(source))
-  if (header === undefined) return undefined
+  const sized = await locked(source, pace, inTransaction, () => readHeader(source))
+  if (sized === undefined) return undefined
+  const {header, fileBytes} = sized
   const {pageSize} = header
   const state = known?.pageSize === pageSize ? known : new PageState(pageSize)
   const isFirst = state !== known || state.pageCount === 0
-  const frames = inTransaction
-    ? readFrames(
-        (buffer, position) => source.readWal(buffer, position),
-        pageSize,
-        state.walPages.size > 0 ? state.wal : undefined,
-      )
-    : undefined
-  const goesOn =
-    !isFirst &&
-    frames !== undefined &&
-    state.wal !== undefined &&
-    frames.place.salt1 === state.wal.salt1 &&
-    frames.place.salt2 === state.wal.salt2
-  const seenFrames = goesOn ? (state.wal?.frames ?? 0) : 0
-  if (!goesOn || state.walPages.size === 0) state.walPages = new Map()
-  for (const [page, frame] of frames?.pages ?? []) state.walPages.set(page, frame)
-  state.wal = frames?.place
+  const wal = inTransaction ? readWal(source, state, isFirst) : undefined
+  if (inTransaction && wal === undefined) return undefined
+  // An index that was made for an empty log does not know how large the file is.
+  const logged = wal?.end.pageCount ?? 0
+  const pageCount = logged > 0 ? logged : Math.floor(fileBytes / pageSize)
+  if (pageCount > MOST_PAGES || pageCount === 0) return undefined
+  state.resize(pageCount)
+  const marks = new Marks(state, isFirst)
+  const read = pageReader(source, state)
 
-  if (goesOn) {
-    const pageCount = frames.pageCount === 0 ? state.pageCount : frames.pageCount
-    if (pageCount > MOST_PAGES) return undefined
-    const changed = [...state.walPages].filter(([, frame]) => frame > seenFrames)
-    state.resize(Math.max(pageCount, 1))
-    const marks = new Marks(state, isFirst, header.usableBytes)
+  if (wal?.news !== undefined) {
     const buffer = Buffer.allocUnsafe(pageSize)
-    const read = pageReader(source, state)
-    for (const [page] of changed)
-      if (page <= pageCount && read(page, buffer, pageSize)) marks.look(page, buffer)
+    for (const page of wal.news) {
+      if (page > pageCount) continue
+      if (!read(page, buffer, pageSize)) return undefined
+      marks.look(page, buffer)
+    }
     return {scan: marks.scan(header), state}
   }
 
-  const pageCount =
-    frames !== undefined && frames.pageCount > 0 ? frames.pageCount : Math.floor(source.size() / pageSize)
-  if (pageCount > MOST_PAGES || pageCount === 0) return undefined
-  state.resize(pageCount)
-  const marks = new Marks(state, isFirst, header.usableBytes)
   const chunkPages = Math.max(1, Math.floor(CHUNK_BYTES / pageSize))
   const chunk = Buffer.allocUnsafe(chunkPages * pageSize)
-  const one = Buffer.allocUnsafe(pageSize)
-  const read = pageReader(source, state)
   for (let page = 1; page <= pageCount; page += chunkPages) {
     const wanted = Math.min(chunkPages, pageCount - page + 1) * pageSize
     const length = await locked(source, pace, inTransaction, () =>
       source.read(chunk, (page - 1) * pageSize, wanted),
     )
-    for (let i = 0; i < chunkPages && page + i <= pageCount; i++) {
-      const number = page + i
-      const isInWal = state.walPages.has(number)
-      if (isInWal ? read(number, one, pageSize) : (i + 1) * pageSize <= length)
-        marks.look(number, isInWal ? one : chunk.subarray(i * pageSize, (i + 1) * pageSize))
+    for (let at = 0; at < wanted; at += pageSize) {
+      const number = page + at / pageSize
+      const bytes = chunk.subarray(at, at + pageSize)
+      // The file may have shrunk since, or end before pages that are in the log alone.
+      if (state.walPages.has(number)) {
+        if (!read(number, bytes, pageSize)) return undefined
+      } else if (at + pageSize > length) continue
+      marks.look(number, bytes)
     }
     await breathe(undefined, {signal})
   }
   return {scan: marks.scan(header), state}
 }
 
+/**
+ * Brings what `state` knows of the WAL up to its end.
+ *
+ * @returns that end and, when the log has only grown since the state was made, the pages in its new frames.
+ */
+function readWal(
+  source: Source,
+  state: PageState,
+  isFirst: boolean,
+): {end: WalEnd; news: readonly number[] | undefined} | undefined {
+  const end = readWalEnd(source)
+  if (end === undefined) return undefined
+  const read = (buffer: Buffer, position: number) => source.readWal(buffer, position)
+  const frames = (upTo: WalEnd, since?: WalPlace) => readFrames(read, state.pageSize, upTo, since)
+  let known =
+    isFirst || state.wal?.salt1 !== end.salt1 || state.wal.salt2 !== end.salt2 ? undefined : state.wal
+  let pages = state.walPages
+  if (known !== undefined && known.frames > 0 && pages.size === 0) {
+    // Which frame holds which page is known in memory only.
+    const again = known.frames <= end.frames ? frames({...end, frames: known.frames}) : undefined
+    pages = new Map(again?.pages)
+    if (again?.place.sum1 !== known.sum1 || again.place.sum2 !== known.sum2) known = undefined
+  }
+  const grown = known === undefined ? undefined : frames(end, known)
+  const found = grown ?? frames(end)
+  if (found === undefined) return undefined
+  state.walPages = grown === undefined ? new Map(found.pages) : pages
+  for (const [page, frame] of grown?.pages ?? []) state.walPages.set(page, frame)
+  state.wal = found.place
+  return {end, news: grown === undefined ? undefined : [...grown.pages.keys()]}
+}
+
+/** A writer changes the two copies of the index's header one after the other. */
+function readWalEnd(source: Source): WalEnd | undefined {
+  const index = Buffer.alloc(WAL_INDEX_BYTES)
+  for (let tries = 0; tries < 100; tries++) {
+    if (source.readWalIndex(index) < index.length) return undefined
+    const end = walEnd(index)
+    if (end !== undefined) return end
+  }
+  return undefined
+}
+
 /** @returns a reader of single pages, to be used under a read lock. */
 export function pageReader(source: Source, state: PageState): PageReader {
+  const header = Buffer.alloc(FRAME_HEADER_BYTES)
   return (page, buffer, bytes) => {
-    if (page < 1 || page > state.pageCount) return false
-    const frame = state.walPages.get(page)
-    const length =
-      frame === undefined
-        ? source.read(buffer, (page - 1) * state.pageSize, bytes)
-        : source.readWal(buffer.subarray(0, bytes), frameOffset(frame, state.pageSize))
-    return length >= bytes
+    const {wal, walPages, pageSize, pageCount} = state
+    if (page < 1 || page > pageCount) return false
+    const wanted = buffer.subarray(0, bytes)
+    const frame = walPages.get(page)
+    if (frame !== undefined && wal !== undefined) {
+      const offset = frameOffset(frame, pageSize)
+      // The header last: whoever writes over a frame writes its header first.
+      const isWhole =
+        source.readWal(wanted, offset + FRAME_HEADER_BYTES) === bytes &&
+        source.readWal(header, offset) === FRAME_HEADER_BYTES
+      if (isWhole && isFrameOf(header, page, wal)) return true
+      // A log begins anew only when all of it is in the file, and stays there until we have read.
+    }
+    return source.read(wanted, (page - 1) * pageSize, bytes) === bytes
   }
 }
 
@@ -142,23 +189,22 @@ export async function locked<T>(
   return result
 }
 
-function readHeader(source: Source): FileHeader | undefined {
+function readHeader(source: Source): {header: FileHeader; fileBytes: number} | undefined {
   const page = Buffer.alloc(100)
-  return source.read(page, 0, 100) === 100 ? parseHeader(page) : undefined
+  if (source.read(page, 0, 100) < 100) return undefined
+  const header = parseHeader(page)
+  return header === undefined ? undefined : {header, fileBytes: source.size()}
 }
 
 /** Gathers which pages have changed while they stream by. */
 class Marks {
   readonly #state: PageState
   readonly #isFirst: boolean
-  readonly #usableBytes: number
   readonly #dirty: Uint8Array
   readonly #links: Uint32Array | undefined
-  readonly #chains: [number, number][] = []
   #count = 0
 
-  constructor(state: PageState, isFirst: boolean, usableBytes: number) {
-    this.#usableBytes = usableBytes
+  constructor(state: PageState, isFirst: boolean) {
     this.#state = state
     this.#isFirst = isFirst
     this.#dirty = new Uint8Array(state.pageCount + 1)
@@ -167,18 +213,12 @@ class Marks {
 
   look(number: number, page: Buffer): void {
     const state = this.#state
-    const hash = pageHash.h64Raw(page)
+    const hash = hashOf(page)
     if (state.hashes[number] === hash && !this.#isFirst) return
-    state.hashes[number] = hash
-    state.kinds[number] = pageKind(page, number)
-    state.touch(number)
+    state.learn(number, hash, pageKind(page, number))
     this.#dirty[number] = 1
     this.#count++
-    if (this.#links === undefined) return
-    this.#links[number] = page.readUInt32BE(0)
-    if (state.kinds[number] !== LEAF_TABLE) return
-    for (const cell of leafCells(page, number, this.#usableBytes) ?? [])
-      if (cell.overflow !== 0) this.#chains.push([cell.overflow, number])
+    if (this.#links !== undefined) this.#links[number] = page.readUInt32BE(0)
   }
 
   scan(header: FileHeader): PageScan {
@@ -187,7 +227,6 @@ class Marks {
       dirty: this.#dirty,
       dirtyCount: this.#count,
       isFirst: this.#isFirst,
-      chains: this.#chains,
       links: this.#links,
     }
   }

@@ -1,4 +1,4 @@
-import {INTERIOR_TABLE, type Child} from './page-format.ts'
+import type {Child} from './page-format.ts'
 import type {WalPlace} from './wal.ts'
 
 /** The mark that says: the page before this one in its chain is the leaf that the row stands on. */
@@ -22,6 +22,8 @@ export class PageState {
   readonly pageSize: number
   /** Which save of the state this is; `undefined` before the first. */
   token: string | undefined
+  /** SQLite's schema cookie. */
+  schemaVersion: bigint | undefined
   pageCount = 0
   hashes: BigUint64Array
   kinds: Uint8Array
@@ -31,7 +33,7 @@ export class PageState {
   wal: WalPlace | undefined
   /** Newest frame of each page in the WAL. Kept in memory only. */
   walPages = new Map<number, number>()
-  /** Tables' interior pages: without them deletes are found by all rowids of a touched table. */
+  /** Tables' interior pages: all rowids below one that is not known are suspects. */
   interiors = new Map<number, Interior>()
   /** Whether the interior pages have changed since the state was saved. */
   interiorsChanged = true
@@ -43,6 +45,20 @@ export class PageState {
     this.hashes = new BigUint64Array(0)
     this.kinds = new Uint8Array(0)
     this.up = new Uint32Array(0)
+  }
+
+  /** One that can be brought up to date without this one's taking part. */
+  copy(): PageState {
+    const copy = new PageState(this.pageSize)
+    copy.schemaVersion = this.schemaVersion
+    copy.pageCount = this.pageCount
+    copy.hashes = this.hashes.slice()
+    copy.kinds = this.kinds.slice()
+    copy.up = this.up.slice()
+    copy.wal = this.wal
+    copy.walPages = new Map(this.walPages)
+    copy.interiors = new Map(this.interiors)
+    return copy
   }
 
   /** Makes room for, or cuts down to, so many pages; new ones are unknown. */
@@ -64,6 +80,22 @@ export class PageState {
 
   touch(page: number): void {
     this.changedParts.add(Math.floor(page / PART_PAGES))
+  }
+
+  /** Makes the next scan find these pages changed once more. */
+  unlearn(pages: Iterable<number>): void {
+    for (const page of pages) {
+      if (page > this.pageCount) continue
+      this.hashes[page] = ~(this.hashes[page] as bigint)
+      this.touch(page)
+    }
+  }
+
+  /** Remembers a page as it is. */
+  learn(page: number, hash: bigint, kind: number): void {
+    this.hashes[page] = hash
+    this.kinds[page] = kind
+    this.touch(page)
   }
 
   setUp(page: number, before: number): void {
@@ -92,11 +124,6 @@ export class PageState {
     new Uint8Array(this.hashes.buffer, from * 8, count * 8).set(bytes.subarray(0, count * 8))
     new Uint8Array(this.up.buffer, from * 4, count * 4).set(bytes.subarray(count * 8, count * 12))
     this.kinds.set(bytes.subarray(count * 12), from)
-  }
-
-  /** Whether anything is known of how rows lie on pages. */
-  get knowsInteriors(): boolean {
-    return this.interiors.size > 0 || !this.kinds.includes(INTERIOR_TABLE)
   }
 }
 

@@ -73,6 +73,18 @@ export class TableReader {
     this.#one = table.withoutRowid ? this.#first : this.#prepare(columns, false, `where ${this.#rowid()} = ?`)
   }
 
+  /** Runs reads under one read lock, and says how long that was held. */
+  locked<T extends {holdMs: number}>(read: () => T): T {
+    if (this.#db.isTransaction) return read()
+    const since = performance.now()
+    this.#db.exec('begin')
+    try {
+      return {...read(), holdMs: performance.now() - since}
+    } finally {
+      this.#db.exec('commit')
+    }
+  }
+
   /**
    * Reads on after `position` (from the start without one) until the budget is spent.
    *
@@ -150,6 +162,7 @@ export class TableReader {
   absent(keys: readonly string[]): {keys: ReadonlySet<string>; holdMs: number} {
     const {table} = this
     const gone = new Set<string>()
+    const statements = new Map<boolean, StatementSync>()
     const since = performance.now()
     for (const key of keys) {
       const parts = partsOfKey(key)
@@ -159,7 +172,10 @@ export class TableReader {
       const columns = byRowid ? [this.#rowid()] : table.key.map(ident)
       if (columns.length !== values.length) continue
       const where = columns.map(column => `${column} is iif(?, cast(? as text), ?)`).join(' and ')
-      const statement = this.#db.prepare(`select 1 from ${ident(table.name)} where ${where} limit 1`)
+      const statement =
+        statements.get(byRowid) ??
+        this.#db.prepare(`select 1 from ${ident(table.name)} where ${where} limit 1`)
+      statements.set(byRowid, statement)
       if (statement.get(...bindable(values)) === undefined) gone.add(key)
     }
     return {keys: gone, holdMs: performance.now() - since}
@@ -171,31 +187,6 @@ export class TableReader {
     const statement = this.#db.prepare(`select max(${this.#rowid()}) as rid from ${ident(this.table.name)}`)
     statement.setReadBigInts(true)
     return (statement.get()?.['rid'] as bigint | null) ?? undefined
-  }
-
-  /** Rowids alone, of rows after `after` and up to `upTo`, until the budget is spent. */
-  rowids(
-    after: bigint | undefined,
-    upTo: bigint | undefined,
-    budget: PageBudget,
-  ): {rowids: bigint[]; next: bigint | undefined; holdMs: number} {
-    const since = performance.now()
-    const bounds = [
-      after === undefined ? [] : `${this.#rowid()} > ?`,
-      upTo === undefined ? [] : `${this.#rowid()} <= ?`,
-    ].flat()
-    const statement = this.#db.prepare(
-      `select ${this.#rowid()} as rid from ${ident(this.table.name)} ${bounds.length === 0 ? '' : `where ${bounds.join(' and ')}`} order by rid limit ${budget.rows}`,
-    )
-    statement.setReadBigInts(true)
-    const rowids = statement
-      .all(...[after, upTo].filter(bound => bound !== undefined))
-      .map(row => row['rid'] as bigint)
-    return {
-      rowids,
-      next: rowids.length === budget.rows ? rowids.at(-1) : undefined,
-      holdMs: performance.now() - since,
-    }
   }
 
   #upTo(position: Position | undefined): StatementSync {

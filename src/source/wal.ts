@@ -1,5 +1,15 @@
 // The write-ahead log: https://sqlite.org/fileformat2.html#the_write_ahead_log
 
+/** How far a WAL is committed for everybody to see. */
+export type WalEnd = {
+  readonly salt1: number
+  readonly salt2: number
+  /** Committed frames. */
+  readonly frames: number
+  /** Pages in the database as of the last of them; 0 when nobody knows. */
+  readonly pageCount: number
+}
+
 /** Where a WAL is: it begins anew with other salts whenever it has been checkpointed and written again. */
 export type WalPlace = {
   readonly salt1: number
@@ -11,77 +21,107 @@ export type WalPlace = {
   readonly sum2: number
 }
 
-/** Frames of a WAL that are committed and unbroken. */
-export type WalFrames = {
-  readonly place: WalPlace
-  /** Page number and the frame that holds its newest version, for the frames read now. */
-  readonly pages: ReadonlyMap<number, number>
-  /** Pages in the database as of the last commit; 0 when no frame was read. */
-  readonly pageCount: number
+/** Frames of a WAL, by the page that they hold the newest version of. */
+export type WalFrames = {readonly place: WalPlace; readonly pages: ReadonlyMap<number, number>}
+
+/** Bytes of the WAL's index that say where the WAL ends. */
+export const WAL_INDEX_BYTES = 96
+const HEADER_BYTES = 32
+export const FRAME_HEADER_BYTES = 24
+
+/**
+ * The end of the WAL as its index tells it, which is what the next transaction of any reader will see at least. The log
+ * itself does not tell: a commit is written there, and synced, before the index says so, and a transaction that begins
+ * in between does not see it.
+ *
+ * @param index the first {@link WAL_INDEX_BYTES} of the `-shm` file: https://sqlite.org/walformat.html#the_wal_index_file_format
+ * @returns `undefined` while the index is being written, and when it makes no sense.
+ */
+export function walEnd(index: Buffer): WalEnd | undefined {
+  const [first, second] = [index.subarray(0, 48), index.subarray(48, 96)]
+  if (index.length < WAL_INDEX_BYTES || !first.equals(second) || first[12] !== 1) return undefined
+  const words = Array.from({length: 12}, (_, i) =>
+    isLittleEndianHost ? first.readUInt32LE(i * 4) : first.readUInt32BE(i * 4),
+  )
+  const [sum1, sum2] = checksum(first, 0, 40, 0, 0, !isLittleEndianHost)
+  if (words[10] !== sum1 || words[11] !== sum2) return undefined
+  return {
+    // As they are in the log: these two are not in the host's order.
+    salt1: first.readUInt32BE(32),
+    salt2: first.readUInt32BE(36),
+    frames: words[4] as number,
+    pageCount: words[5] as number,
+  }
 }
 
-const HEADER_BYTES = 32
-const FRAME_HEADER_BYTES = 24
-
-/** @returns the offset of a frame's page in the WAL; frames count from 1. */
+/** @returns the offset of a frame in the WAL: its header, then its page. Frames count from 1. */
 export function frameOffset(frame: number, pageSize: number): number {
-  return HEADER_BYTES + (frame - 1) * (FRAME_HEADER_BYTES + pageSize) + FRAME_HEADER_BYTES
+  return HEADER_BYTES + (frame - 1) * (FRAME_HEADER_BYTES + pageSize)
+}
+
+/** @returns whether the header of a frame says that it holds `page`, and is of the log with these salts. */
+export function isFrameOf(header: Buffer, page: number, {salt1, salt2}: WalPlace): boolean {
+  return (
+    header.readUInt32BE(0) === page && header.readUInt32BE(8) === salt1 && header.readUInt32BE(12) === salt2
+  )
 }
 
 /**
- * Reads the committed frames behind `since` (all of them without it).
- *
- * A frame counts when its salts are the header's and the checksum chain reaches it; what follows the last commit
- * frame does not. Reading stops at the first frame that does not fit: it is not written yet, or left from before.
+ * Reads the frames behind `since` (all of them without it) up to `end`, along the chain of checksums.
  *
  * @param read fills the buffer from a position of the WAL file and says how many bytes there were.
- * @returns `undefined` when there is no valid WAL header; a `place` that does not go on from `since` when the WAL has
- * begun anew.
+ * @returns `undefined` when the chain does not lead from `since` to `end`: the log has begun anew, or lost frames when
+ * its machine stopped.
  */
 export function readFrames(
   read: (buffer: Buffer, position: number) => number,
   pageSize: number,
+  end: WalEnd,
   since: WalPlace | undefined,
 ): WalFrames | undefined {
+  const {salt1, salt2} = end
+  const pages = new Map<number, number>()
+  // The header of a log that has just begun anew is written with its first frame.
+  if (end.frames === 0) return {place: {salt1, salt2, frames: 0, sum1: 0, sum2: 0}, pages}
+  const start = readStart(read, pageSize, end)
+  if (start === undefined) return undefined
+  const from = since === undefined || since.frames === 0 ? start.place : since
+  if (from.salt1 !== salt1 || from.salt2 !== salt2 || from.frames > end.frames) return undefined
+  let {sum1, sum2} = from
+  let frame = from.frames + 1
+  const frameBytes = FRAME_HEADER_BYTES + pageSize
+  const block = Buffer.allocUnsafe(frameBytes * Math.max(1, Math.floor((1024 * 1024) / frameBytes)))
+  while (frame <= end.frames) {
+    const length = read(block, frameOffset(frame, pageSize))
+    if (length < frameBytes) return undefined
+    for (let at = 0; at + frameBytes <= length && frame <= end.frames; at += frameBytes, frame++) {
+      ;[sum1, sum2] = checksum(block, at, 8, sum1, sum2, start.isBigEndian)
+      ;[sum1, sum2] = checksum(block, at + FRAME_HEADER_BYTES, pageSize, sum1, sum2, start.isBigEndian)
+      const isChained = block.readUInt32BE(at + 16) === sum1 && block.readUInt32BE(at + 20) === sum2
+      const page = block.readUInt32BE(at)
+      if (!isChained || page === 0 || !isFrameOf(block.subarray(at), page, from)) return undefined
+      pages.set(page, frame)
+    }
+  }
+  return {place: {salt1, salt2, frames: end.frames, sum1, sum2}, pages}
+}
+
+/** @returns where the log with the salts of `end` begins. */
+function readStart(
+  read: (buffer: Buffer, position: number) => number,
+  pageSize: number,
+  end: WalEnd,
+): {place: WalPlace; isBigEndian: boolean} | undefined {
   const header = Buffer.alloc(HEADER_BYTES)
   if (read(header, 0) < HEADER_BYTES) return undefined
   const magic = header.readUInt32BE(0)
-  if (magic !== 0x377f0682 && magic !== 0x377f0683) return undefined
-  if (header.readUInt32BE(8) !== pageSize) return undefined
   const isBigEndian = magic === 0x377f0683
+  if (!isBigEndian && magic !== 0x377f0682) return undefined
   const [salt1, salt2] = [header.readUInt32BE(16), header.readUInt32BE(20)]
-  const start = checksum(header, 0, 24, 0, 0, isBigEndian)
-  if (start[0] !== header.readUInt32BE(24) || start[1] !== header.readUInt32BE(28)) return undefined
-
-  const goesOn = since !== undefined && since.salt1 === salt1 && since.salt2 === salt2
-  let [sum1, sum2] = goesOn ? [since.sum1, since.sum2] : start
-  let place: WalPlace = goesOn ? since : {salt1, salt2, frames: 0, sum1, sum2}
-  let pageCount = 0
-  const pages = new Map<number, number>()
-  let uncommitted: [number, number][] = []
-  const frameBytes = FRAME_HEADER_BYTES + pageSize
-  const block = Buffer.allocUnsafe(frameBytes * Math.max(1, Math.floor((1024 * 1024) / frameBytes)))
-  for (let frame = place.frames + 1; ;) {
-    const length = read(block, HEADER_BYTES + (frame - 1) * frameBytes)
-    let at = 0
-    for (; at + frameBytes <= length; at += frameBytes, frame++) {
-      const number = block.readUInt32BE(at)
-      if (number === 0 || block.readUInt32BE(at + 8) !== salt1 || block.readUInt32BE(at + 12) !== salt2)
-        return {place, pages, pageCount}
-      ;[sum1, sum2] = checksum(block, at, 8, sum1, sum2, isBigEndian)
-      ;[sum1, sum2] = checksum(block, at + FRAME_HEADER_BYTES, pageSize, sum1, sum2, isBigEndian)
-      if (sum1 !== block.readUInt32BE(at + 16) || sum2 !== block.readUInt32BE(at + 20))
-        return {place, pages, pageCount}
-      uncommitted.push([number, frame])
-      const sizeAfterCommit = block.readUInt32BE(at + 4)
-      if (sizeAfterCommit === 0) continue
-      for (const [page, inFrame] of uncommitted) pages.set(page, inFrame)
-      uncommitted = []
-      pageCount = sizeAfterCommit
-      place = {salt1, salt2, frames: frame, sum1, sum2}
-    }
-    if (length < block.length) return {place, pages, pageCount}
-  }
+  const isOfEnd = salt1 === end.salt1 && salt2 === end.salt2 && header.readUInt32BE(8) === pageSize
+  const [sum1, sum2] = checksum(header, 0, 24, 0, 0, isBigEndian)
+  if (!isOfEnd || sum1 !== header.readUInt32BE(24) || sum2 !== header.readUInt32BE(28)) return undefined
+  return {place: {salt1, salt2, frames: 0, sum1, sum2}, isBigEndian}
 }
 
 function checksum(

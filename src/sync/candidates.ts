@@ -27,7 +27,7 @@ export class Candidates implements Disposable {
     this.#db.exec(`
       pragma journal_mode = off;
       pragma synchronous = off;
-      pragma cache_size = -8000;
+      pragma cache_size = -24000;
       create table rows (
         key text primary key, source blob, state text not null default 'absent', held blob, hash blob,
         accepted integer not null default 0, known blob, changes integer not null default 0,

@@ -39,6 +39,8 @@ export type Cut = Disposable & {
   readonly hasMoves: boolean
   /** Rows seen in each source table. */
   readonly counts: ReadonlyMap<string, number>
+  /** Rowids of the changed rows of each source table with changes, and rowids; gathered when the options ask for them. */
+  readonly places: ReadonlyMap<string, readonly bigint[]> | undefined
 }
 
 export type CutOptions = {
@@ -51,6 +53,7 @@ export type CutOptions = {
   readonly finder?: Finder | undefined
   /** See {@link capture}. */
   readonly knownAt?: bigint | undefined
+  readonly notePlaces?: boolean
   readonly onProgress?: (table: string, rows: number) => void
 }
 
@@ -143,6 +146,7 @@ class Gathering implements Disposable {
   readonly #spools = new Map<string, Spool>()
   readonly #encoders = new Map<string, RowEncoder>()
   readonly #refused: QuarantinedRow[] = []
+  readonly #places: Map<string, bigint[]> | undefined
   #upserted = 0
   #inserted = 0
   #tombstoned = 0
@@ -151,6 +155,7 @@ class Gathering implements Disposable {
 
   constructor(source: Source, sidecar: Sidecar, options: CutOptions, spec: SourceSpec) {
     this.#options = options
+    this.#places = options.notePlaces === true ? new Map() : undefined
     const previous = options.previous?.tables ?? []
     this.isSameSchema = sidecar.noted('cookie') === cookieOf(source, spec)
     const renames = this.isSameSchema
@@ -187,11 +192,13 @@ class Gathering implements Disposable {
           this.#encoders.set(table.name, encoder)
         }
         this.#spool(encoder.layout).add(encoder.encode(row))
+        if (!table.withoutRowid) this.#placesIn(table)?.push(row.rowid)
         sidecar.remember(table.name, row, table.withoutRowid)
       },
       tombstone: (table, key) => {
         this.#tombstoned++
         this.#spool(layouts.get(table.name) as TableLayout).tombstones.push(key)
+        if (!table.withoutRowid) this.#placesIn(table)
         this.remembered(table).tombstoned(key)
       },
       place: (table, entry) => {
@@ -228,6 +235,7 @@ class Gathering implements Disposable {
       tombstoned: this.#tombstoned + this.#vanishedRows,
       hasMoves: this.#moved > 0,
       counts: this.counts,
+      places: this.#places,
       [Symbol.dispose]: () => {
         this[Symbol.dispose]()
       },
@@ -237,6 +245,12 @@ class Gathering implements Disposable {
   [Symbol.dispose](): void {
     for (const spool of this.#spools.values()) spool[Symbol.dispose]()
     this.#spools.clear()
+  }
+
+  #placesIn({name}: TableSpec): bigint[] | undefined {
+    const places = this.#places?.get(name) ?? []
+    this.#places?.set(name, places)
+    return places
   }
 
   #spool(layout: TableLayout): Spool {

@@ -1,5 +1,6 @@
 import type {Source} from '../source/open.ts'
 import type {Deployment} from '../state/deployments.ts'
+import type {Missed} from './audit.ts'
 import type {Cut, QuarantinedRow} from './cut.ts'
 import type {Loaded} from './first-load.ts'
 import type {Sidecar} from './sidecar.ts'
@@ -17,6 +18,7 @@ export class Report {
   readonly #deployment: Deployment
   readonly #startedAt: number
   readonly #refused: QuarantinedRow[] = []
+  #audit: Missed | undefined
   #consistent = true
   #tables = 0
   #upserted = 0
@@ -65,6 +67,11 @@ export class Report {
     this.#upserted--
   }
 
+  /** What an audit has found; rows that no page had shown are an error of ours, and the job says so. */
+  set audit(missed: Missed) {
+    this.#audit = missed
+  }
+
   /** What the control schema records of this run. */
   job(full: boolean): Record<string, unknown> {
     const failed = this.#refused.length > 0
@@ -78,7 +85,7 @@ export class Report {
       rows_quarantined: this.#refused.length,
       bytes: this.#bytes,
       duration_ms: Math.round(performance.now() - this.#startedAt),
-      ...(failed ? {error_code: 'SYNC_ROWS_QUARANTINED', error_message: this.#rowsReason} : {}),
+      ...this.#errors,
     }
   }
 
@@ -107,6 +114,15 @@ export class Report {
     return Math.max(0, this.#seen - this.#upserted - this.#refused.length)
   }
 
+  get #errors(): Record<string, unknown> {
+    if (this.#refused.length > 0)
+      return {error_code: 'SYNC_ROWS_QUARANTINED', error_message: this.#rowsReason}
+    const audit = this.#audit
+    if (audit === undefined || audit.rows === 0) return {}
+    const message = `${audit.rows} changed rows had been missed in ${audit.tables.join(', ')}`
+    return {error_code: 'SYNC_CHANGES_MISSED', error_message: message, error_details: {audit}}
+  }
+
   get #rowsReason(): string {
     const [first] = this.#refused
     const more = this.#refused.length > 1 ? ` and ${this.#refused.length - 1} more` : ''
@@ -131,6 +147,7 @@ export class Report {
       },
       conflicts: {detected: 0, resolved: 0, pending: 0},
       bytes: this.#bytes,
+      audit: this.#audit,
       duration_ms: Math.round(performance.now() - this.#startedAt),
       lock: {max_hold_ms: Math.round(this.#maxHoldMs * 10) / 10, busy_retries: this.#busyRetries},
     }

@@ -58,6 +58,7 @@ export class Session implements Disposable {
     const settled = this.#settled
     if (settled === undefined || run.full || run.dryRun || run.accept) return undefined
     if (settled.path !== run.sqlitePath || settled.epoch !== run.lease.epoch) return undefined
+    if (Date.now() >= settled.auditAt) return undefined
     const source = this.#held.openSource
     const now = look(run.sqlitePath, source === undefined)
     if (now === undefined || now.file !== settled.look.file) return undefined
@@ -103,10 +104,12 @@ export class Session implements Disposable {
           path: run.sqlitePath,
           look: seen,
           dataVersion: outcome.settledAt,
+          auditAt: outcome.auditAt ?? Infinity,
           result: outcome.result,
         }
       this.#held.rest()
       warnOfHold(outcome.result, run)
+      tellMissed(outcome.result, run)
       return outcome.result
     } catch (error) {
       this.#held[Symbol.dispose]()
@@ -153,6 +156,7 @@ type Settled = {
   readonly path: string
   readonly look: Look
   readonly dataVersion: bigint
+  readonly auditAt: number
   readonly result: SyncResult
 }
 
@@ -161,6 +165,12 @@ function warnOfHold({client, lock}: SyncResult, {limits, log}: SessionRun): void
   if (lock.max_hold_ms <= limits.lockBudgetMs) return
   const facts = {client, ...lock, budget_ms: limits.lockBudgetMs}
   log?.warn(facts, 'a read lock was held longer than LOCK_BUDGET_MS')
+}
+
+/** A change that pages had not shown is an error of ours: it is applied now, and somebody has to know. */
+function tellMissed({client, audit}: SyncResult, {log}: SessionRun): void {
+  if (audit === undefined || audit.rows === 0) return
+  log?.error({client, ...audit}, 'changes had been missed; they are applied now')
 }
 
 function dataVersionOf(source: Source): bigint | undefined {
@@ -177,6 +187,7 @@ function again(result: SyncResult): SyncResult {
   const nothing = {
     conflicts: {...result.conflicts, detected: 0, resolved: 0},
     bytes: 0,
+    audit: undefined,
     duration_ms: 0,
     lock: {max_hold_ms: 0, busy_retries: 0},
   }

@@ -14,9 +14,8 @@ import {inStateDir, StateDirError} from './state-dir.ts'
 
 const FORMAT = '2'
 
-/** What else is noted of the source as of the last cut: its file's state, which file it was, its schema cookie, its
- * tables and rows. */
-export type Note = 'fingerprint' | 'identity' | 'cookie' | 'totals'
+/** What is noted of the source as of the last cut: its state, its file, its cookie, its size, when all was compared. */
+export type Note = 'fingerprint' | 'identity' | 'cookie' | 'totals' | 'audited'
 
 /** Where the sidecar stands with respect to Postgres. */
 export type Standing = 'in step' | 'intended' | 'unknown'
@@ -292,6 +291,12 @@ export class Sidecar implements Disposable {
     this.#run('insert or ignore into intent_dropped values (?)', table)
   }
 
+  /** Where rows were that are not there any more, by key. Of the current capture. */
+  placesLeft(table: string): Map<string, bigint> {
+    const left = 'select rid, key from intent where t = ? and digest is null'
+    return new Map(this.#all(left, this.#id(table)).map(row => [row['key'] as string, row['rid'] as bigint]))
+  }
+
   /** Keys and rowids of a table, for its rows to be tombstoned with it. */
   *keys(table: string): Iterable<string> {
     const id = this.#findId(table)
@@ -310,8 +315,8 @@ export class Sidecar implements Disposable {
 
   /** A note beside the entries, e.g. the source's fingerprint; `undefined` forgets it. */
   note(name: Note, value: string | undefined): void {
-    if (value === undefined) this.#run('delete from meta where name = ?', name)
-    else this.#setMeta(name, value)
+    if (value !== undefined) this.#setMeta(name, value)
+    else this.#run('delete from meta where name = ?', name)
   }
 
   noted(name: Note): string | undefined {
@@ -331,9 +336,9 @@ export class Sidecar implements Disposable {
       if (state.interiorsChanged)
         this.#run('insert or replace into pages values (-1, ?)', serialize(state.interiors))
       const {pageSize, pageCount, wal} = state
-      const token = randomUUID()
-      this.#setMeta('pages', JSON.stringify({token, pageSize, pageCount, wal}))
-      state.token = token
+      const about = {token: randomUUID(), schema: String(state.schemaVersion), pageSize, pageCount, wal}
+      this.#setMeta('pages', JSON.stringify(about))
+      state.token = about.token
       state.changedParts.clear()
       state.interiorsChanged = false
     }
@@ -348,13 +353,14 @@ export class Sidecar implements Disposable {
     const kept = this.#meta('pages')
     if (kept === undefined) return undefined
     try {
-      const {token, pageSize, pageCount, wal} = JSON.parse(kept) as Pick<
+      const {token, schema, pageSize, pageCount, wal} = JSON.parse(kept) as Pick<
         PageState,
         'token' | 'pageSize' | 'pageCount' | 'wal'
-      >
+      > & {readonly schema: string}
       if (inMemory !== undefined && inMemory.token === token) return inMemory
       const state = new PageState(pageSize)
       state.token = token
+      state.schemaVersion = BigInt(schema)
       state.resize(pageCount)
       state.wal = wal
       for (const row of this.#all('select part, bytes from pages order by part')) {

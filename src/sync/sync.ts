@@ -19,6 +19,7 @@ import {
 } from '../state/deployments.ts'
 import {readExisting, type Existing} from '../target/plan.ts'
 import {applyCut, recordQuarantine} from './apply-cut.ts'
+import {Audit, auditDueAt, type Missed} from './audit.ts'
 import {captureCut, cookieOf, type Cut} from './cut.ts'
 import {firstLoad, type Loaded} from './first-load.ts'
 import {suspicion, type DeleteGuard} from './guard.ts'
@@ -76,6 +77,8 @@ export type SyncResult = {
   }
   readonly conflicts: {readonly detected: number; readonly resolved: number; readonly pending: number}
   readonly bytes: number
+  /** Present when all rows were compared to check the capture by pages. Anything missed is an error of ours. */
+  readonly audit?: Missed | undefined
   readonly duration_ms: number
   readonly lock: {readonly max_hold_ms: number; readonly busy_retries: number}
 }
@@ -90,6 +93,8 @@ export type Outcome = {
   readonly known?: {readonly deployment: Deployment; readonly schema: SourceSchema}
   /** Data version of the open source at which nothing is left to do; absent when something may be. */
   readonly settledAt?: bigint
+  /** When the source must be audited, whether it has changed or not (this machine's clock, ms). */
+  readonly auditAt?: number
 }
 
 /**
@@ -162,10 +167,17 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   // In this order: a commit between the two shows in the fingerprint.
   const openedAt = await whenFree(open, () => readDataVersion(open.db), signal)
   const seenAs = fingerprint(open.file)
+  const isByPages = usesPages(run, open)
+  const auditAt = () => (isByPages ? auditDueAt(deployment.deploymentId, sidecar.noted('audited')) : Infinity)
+  const isAuditDue = isLoaded && Date.now() >= auditAt()
   const isFree =
-    !run.full && !run.accept && deployment.quarantinedRows === 0 && deployment.status !== 'quarantined'
+    !run.full &&
+    !run.accept &&
+    !isAuditDue &&
+    deployment.quarantinedRows === 0 &&
+    deployment.status !== 'quarantined'
   if (isLoaded && isInStep && isFree && seenAs !== undefined && seenAs === sidecar.noted('fingerprint'))
-    return {result: report.unchanged(sidecar), settledAt: openedAt}
+    return {result: report.unchanged(sidecar), settledAt: openedAt, auditAt: auditAt()}
 
   await awaitMigration(open, signal)
   const previous = run.knownSchema ?? (await findSourceSchema(pool, deployment.deploymentId))
@@ -175,9 +187,8 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
     await rebuildSidecar(pool, sidecar, deployment.schemaName, previous, deployment.cutId, signal)
 
   if (!isLoaded && run.dryRun) return {result: await dryFirstLoad(run, report, open, signal)}
-  const finder = usesPages(run, open)
-    ? new PageFinder(open, isLoaded ? pagesOf(held, open) : undefined)
-    : undefined
+  const finder = isByPages ? new PageFinder(open, isLoaded ? pagesOf(held, open) : undefined) : undefined
+  const audit = finder !== undefined && isAuditDue ? new Audit(open, finder) : undefined
   // Pages before rows, as in every capture: so the next sync knows them already.
   if (!isLoaded) await finder?.find(new Pace(open, run.limits.lockBudgetMs, signal), isWal(open), signal)
   const loaded = isLoaded ? undefined : await load(run, open, sidecar, previous, signal)
@@ -197,7 +208,8 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
       stateDir,
       deploymentId: deployment.deploymentId,
       knownAt: loaded?.undisturbedAt,
-      finder: isLoaded ? finder : undefined,
+      finder: isLoaded ? (audit ?? finder) : undefined,
+      notePlaces: audit !== undefined,
       ...(run.onProgress ? {onProgress: run.onProgress} : {}),
     },
     signal,
@@ -206,7 +218,7 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
 
   // A row that waits for another try must not be hidden behind an unchanged file.
   const isSettled = () => cut.capture.consistent && report.quarantined === 0 && !open.isReplaced()
-  const settled = () => (isSettled() ? {settledAt: cut.capture.dataVersion} : {})
+  const settled = () => (isSettled() ? {settledAt: cut.capture.dataVersion, auditAt: auditAt()} : {})
   const doubt = run.accept || !isLoaded ? undefined : await doubtOf(run, sidecar, cut, open)
   if (run.dryRun) {
     sidecar.abandon()
@@ -217,11 +229,25 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
     sidecar.abandon()
     return {result: await hold(run, report, doubt), ...settled()}
   }
+  // A statement like ADD COLUMN changes what rows hold without touching their pages.
+  const missed =
+    audit !== undefined && cookie === cookieOf(open, cut.capture.spec)
+      ? await audit.missed(cut, sidecar, run.limits.lockBudgetMs, signal)
+      : undefined
+  if (missed !== undefined) report.audit = missed
+  // A first load reads its rows after its pages were looked at, before the capture that only closes it.
+  const learned = () =>
+    finder?.learned(
+      loaded === undefined
+        ? cut.capture
+        : {consistent: loaded.undisturbedAt === openedAt, comparedTables: true},
+    )
   const note = () => {
     sidecar.note('fingerprint', isSettled() ? seenAs : undefined)
     sidecar.note('identity', open.identity)
     sidecar.note('totals', report.totals)
-    if (finder !== undefined) keepPages(held, open, finder)
+    if (cut.capture.comparedAll) sidecar.note('audited', String(Date.now()))
+    if (finder !== undefined) keepPages(held, open, (missed?.rows ?? 0) > 0 ? undefined : learned())
     sidecar.note('cookie', cookieOf(open, cut.capture.spec))
   }
   const schema = cut.isSchemaChanged || basis === undefined ? cut.schema : basis
@@ -283,9 +309,10 @@ function pagesOf({pages, sidecar}: Held, source: Source): PageState | undefined 
   return sidecar.noted('identity') === source.identity ? sidecar.loadPages(inMemory) : undefined
 }
 
-function keepPages({pages, sidecar}: Held, source: Source, finder: PageFinder): void {
+/** @param seen `undefined` when what is known of the pages is not to be believed. */
+function keepPages({pages, sidecar}: Held, source: Source, seen: PageState | undefined): void {
   // The log of a file that took this one's name may have been read for its own.
-  const state = source.isReplaced() ? undefined : finder.state
+  const state = source.isReplaced() ? undefined : seen
   sidecar.savePages(state)
   pages.state = state
 }

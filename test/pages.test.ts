@@ -1,0 +1,157 @@
+import assert from 'node:assert/strict'
+import {appendFileSync, copyFileSync, mkdtempSync, readFileSync, rmSync, statSync} from 'node:fs'
+import {tmpdir} from 'node:os'
+import {join} from 'node:path'
+import {DatabaseSync} from 'node:sqlite'
+import {setImmediate as breathe} from 'node:timers/promises'
+import {afterAll, beforeAll, test} from 'vitest'
+import {seedOf} from './mutator.ts'
+import {concurrentPages, fuzzPages, newTally, PageMirror} from './page-fuzz.ts'
+
+// The law of the capture by pages: what it finds is what the comparison of all rows finds.
+
+let dir: string
+beforeAll(() => {
+  dir = mkdtempSync(join(tmpdir(), 'owsync-pages-'))
+})
+afterAll(() => {
+  rmSync(dir, {recursive: true, force: true})
+})
+
+const steps = Number(process.env['OWSYNC_CASES']) || 1_500
+
+for (const half of ['one', 'another'] as const)
+  test.concurrent(
+    `whatever happens to a file, its pages show every change (${half} history)`,
+    {timeout: 900_000},
+    async ({annotate}) => {
+      const seed = seedOf() + (half === 'one' ? 0 : 1)
+      await annotate(`OWSYNC_SEED=${seed}`)
+      const tally = newTally()
+      await fuzzPages(seed, steps, tally)
+      assert.ok(
+        tally.steps >= steps && tally.upserts > steps && tally.tombstones > steps,
+        JSON.stringify(tally),
+      )
+      assert.ok(tally.byPages > tally.captures / 2, `too few by pages: ${JSON.stringify(tally)}`)
+      assert.ok(tally.disturbed > steps / 4, JSON.stringify(tally))
+    },
+  )
+
+test(
+  'while another process writes without a pause, every capture comes nearer, and none misses',
+  {timeout: 300_000},
+  async ({annotate}) => {
+    const seed = seedOf()
+    await annotate(`OWSYNC_SEED=${seed}`)
+    const tally = newTally()
+    for (let i = 0; i < 5; i++) await concurrentPages(seed + i, 3_000, tally)
+    assert.ok(tally.disturbed > 50, JSON.stringify(tally))
+  },
+)
+
+test('a commit that is in the log, but not yet in its index, has not been seen', async () => {
+  const [file, other] = [join(dir, 'written.db'), join(dir, 'published.db')]
+  using app = new DatabaseSync(file)
+  app.exec(`pragma journal_mode = wal; pragma wal_autocheckpoint = 0; create table note (body);
+    insert into note values ('first'), ('second')`)
+  for (const suffix of ['', '-wal']) copyFileSync(file + suffix, other + suffix)
+  using mirror = new PageMirror(dir, other)
+  {
+    // Whoever opens a log first makes its index, and while anybody has it open nobody makes it again.
+    using held = new DatabaseSync(other, {readOnly: true})
+    held.prepare('select * from note').all()
+    await mirror.look('pages', 'settle')
+    assert.equal((await mirror.look('pages', 'settle')).result.comparedAll, false)
+
+    app.exec(`update note set body = 'other' where rowid = 2`)
+    appendFileSync(`${other}-wal`, readFileSync(`${file}-wal`).subarray(statSync(`${other}-wal`).size))
+    assert.deepEqual((await mirror.look('pages', 'settle')).upserts, [], 'nobody can see it yet')
+    mirror.leave()
+  }
+  const {upserts, result} = await mirror.look('pages', 'settle')
+  assert.deepEqual([upserts, result.comparedAll], [['note 2 ~i2;'], false])
+})
+
+test('a page that is what it was before its rows were read as something else is not taken for known', async () => {
+  const file = join(dir, 'again.db')
+  using app = new DatabaseSync(file)
+  app.exec('create table note (body, flag integer)')
+  const insert = app.prepare('insert into note values (?, 1)')
+  for (let i = 0; i < 300; i++) insert.run('-'.repeat(i % 7 === 0 ? 9_000 : 40))
+  const set = (flag: number) => {
+    app.prepare('update note set flag = ? where rowid = 150').run(flag)
+  }
+  using mirror = new PageMirror(dir, file)
+  await mirror.look('pages', 'settle')
+  set(2)
+  let flag = 2
+  const {result} = await mirror.look('pages', 'settle', () => {
+    flag = flag === 2 ? 3 : 2
+    set(flag)
+  })
+  assert.deepEqual([result.consistent, flag], [false, 3])
+  // What was seen together with its rows is known, in spite of the commits.
+  assert.equal((await mirror.look('pages', 'settle')).result.rows, 0)
+  set(2)
+  assert.deepEqual((await mirror.look('pages', 'settle')).upserts, ['note 150 ~i150;'])
+})
+
+test('rows that come, go and return to what they were while they are read are found', async () => {
+  const file = join(dir, 'returns.db')
+  using app = new DatabaseSync(file)
+  app.exec('pragma synchronous = off; create table note (body, flag integer)')
+  for (let i = 0; i < 60; i++) app.prepare('insert into note values (?, 1)').run('-'.repeat(40))
+  const states = [
+    'delete from note where rowid = 30',
+    'insert or replace into note (rowid, body, flag) values (30, 1, 1)',
+    'insert or replace into note (rowid, body, flag) values (30, 1, 2)',
+    'insert or replace into note (rowid, body, flag) values (30, 1, 3)',
+  ]
+  using mirror = new PageMirror(dir, file)
+  await mirror.look('pages', 'settle')
+  for (let round = 0; round < 120; round++) {
+    app.exec(states[0]!)
+    await mirror.look('pages', 'settle')
+    const end = new AbortController()
+    const writing = (async () => {
+      for (let at = round + 1; !end.signal.aborted; at++) {
+        app.exec(states[at % states.length]!)
+        await breathe()
+      }
+    })()
+    await mirror.look('pages', 'settle').finally(() => {
+      end.abort()
+    })
+    await writing
+    app.exec(states[round % states.length]!)
+    await mirror.look('pages', 'settle')
+    const missed = await mirror.look('digests', 'abandon')
+    assert.deepEqual([missed.upserts, missed.tombstones], [[], []], `round ${round}`)
+  }
+})
+
+test('a log that has lost frames with its machine is read anew', async () => {
+  const [file, before] = [join(dir, 'lost.db'), join(dir, 'before')]
+  const write = (sql: string) => {
+    using app = new DatabaseSync(file)
+    app.exec('pragma wal_autocheckpoint = 0')
+    app.exec(sql)
+    // Closed last: a reader does not write the log back.
+    using other = new DatabaseSync(file, {readOnly: true})
+    other.prepare('select * from note').all()
+    app.close()
+  }
+  write(`pragma journal_mode = wal; create table note (body); insert into note values ('first'), ('second')`)
+  copyFileSync(`${file}-wal`, before)
+  using mirror = new PageMirror(dir, file)
+  write(`update note set body = 'is lost' where rowid = 1`)
+  await mirror.look('pages', 'settle')
+  mirror.leave()
+  copyFileSync(before, `${file}-wal`)
+  // As many frames with the same salts, and another content.
+  write(`update note set body = 'came after' where rowid = 2`)
+  mirror.restart()
+  const {upserts} = await mirror.look('pages', 'settle')
+  assert.deepEqual(upserts, ['note 1 ~i1;', 'note 2 ~i2;'])
+})
