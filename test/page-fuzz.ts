@@ -259,8 +259,8 @@ async function pageStep(stage: Stage): Promise<void> {
     await crash(stage)
     writer.reopen()
   }
-  if (chance.below(25) === 0) {
-    if (chance.below(2) === 0) mirror.leave()
+  if (chance.below(8) === 0) {
+    if (chance.below(3) > 0) mirror.leave()
     writer.reopen()
     note('app reopened')
   }

@@ -131,6 +131,23 @@ test('rows that come, go and return to what they were while they are read are fo
   }
 })
 
+test('a log that the app has removed when it closed is not taken for the one before', async () => {
+  const file = join(dir, 'removed.db')
+  const write = (sql: string) => {
+    using app = new DatabaseSync(file)
+    app.exec(sql)
+  }
+  write(`pragma journal_mode = wal; create table note (body); insert into note values ('first'), ('second')`)
+  using mirror = new PageMirror(dir, file)
+  for (const body of ['a', 'b', 'c']) {
+    await mirror.look('pages', 'settle')
+    mirror.leave()
+    write(`update note set body = '${body}' where rowid = 2`)
+    assert.deepEqual((await mirror.look('pages', 'settle')).upserts, ['note 2 ~i2;'], body)
+    mirror.leave()
+  }
+})
+
 test('a log that has lost frames with its machine is read anew', async () => {
   const [file, before] = [join(dir, 'lost.db'), join(dir, 'before')]
   const write = (sql: string) => {

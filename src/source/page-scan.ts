@@ -114,8 +114,7 @@ function readWal(
   if (end === undefined) return undefined
   const read = (buffer: Buffer, position: number) => source.readWal(buffer, position)
   const frames = (upTo: WalEnd, since?: WalPlace) => readFrames(read, state.pageSize, upTo, since)
-  let known =
-    isFirst || state.wal?.salt1 !== end.salt1 || state.wal.salt2 !== end.salt2 ? undefined : state.wal
+  let known = !isFirst && isSameLog(state.wal, end) ? state.wal : undefined
   let pages = state.walPages
   if (known !== undefined && known.frames > 0 && pages.size === 0) {
     // Which frame holds which page is known in memory only.
@@ -130,6 +129,11 @@ function readWal(
   for (const [page, frame] of grown?.pages ?? []) state.walPages.set(page, frame)
   state.wal = found.place
   return {end, news: grown === undefined ? undefined : [...grown.pages.keys()]}
+}
+
+function isSameLog(known: WalPlace | undefined, {salt1, salt2}: WalEnd): boolean {
+  // An index that was made for an empty log has no salts: that log has no name.
+  return known?.salt1 === salt1 && known.salt2 === salt2 && (salt1 !== 0 || salt2 !== 0)
 }
 
 /** A writer changes the two copies of the index's header one after the other. */

@@ -288,11 +288,8 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   }
 }
 
-/**
- * Files from this size on are captured by their pages. None is by itself: the fuzz of captures that the app disturbs
- * has still found changes that pages missed, and a missed change is worse than a slow sync. Tests set it.
- */
-export const paged = {bytes: Infinity}
+/** Files from this size on are captured by their pages: the rows of smaller ones are compared as fast. Tests set it. */
+export const paged = {bytes: 4 * 1024 * 1024}
 
 function usesPages(run: SyncRun, source: Source): boolean {
   // Rows that wait for another try have changed nothing since: they are met by comparing all rows.
