@@ -29,7 +29,6 @@ export class PageMap {
   /** Pages whose way up to their leaf has been gone. */
   readonly #lookedUp: Uint8Array
   readonly #interiors = new Map<number, Interior>()
-  #interiorsChanged = false
   #isSurprised = false
 
   constructor(scan: PageScan, state: PageState, read: PageReader) {
@@ -64,10 +63,7 @@ export class PageMap {
 
   /** Ends the mapping: what was learned of chains and interior pages becomes the state. */
   finish(): void {
-    const {interiors} = this.#state
-    if (this.#interiorsChanged || this.#isSurprised || this.#interiors.size !== interiors.size)
-      this.#state.interiorsChanged = true
-    this.#state.interiors = this.#interiors
+    this.#state.keepInteriors(this.#interiors)
     const {dirty} = this.#scan
     if (this.#isSurprised) this.#state.unlearn([...dirty.keys()].filter(page => dirty[page] === 1))
   }
@@ -108,12 +104,11 @@ export class PageMap {
     const isChanged = this.#scan.dirty[page] === 1
     const known = isNew ? undefined : interiors.get(page)
     const found = known !== undefined && !isChanged ? known.children : this.#parse(page, children)
-    const now: Interior = {...range, children: found}
-    this.#interiors.set(page, now)
-    walk.interiors.push(page)
     const isSame =
       known !== undefined && !isChanged && known.after === range.after && known.upTo === range.upTo
-    if (!isSame) this.#interiorsChanged = true
+    const now: Interior = isSame ? known : {...range, children: found}
+    this.#interiors.set(page, now)
+    walk.interiors.push(page)
     if (known !== undefined && !isSame) compareSpans(known, now, walk.ranges)
     const before = isSame ? undefined : new Set(known?.children.map(child => child.page))
     let after = range.after

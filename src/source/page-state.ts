@@ -34,9 +34,9 @@ export class PageState {
   /** Newest frame of each page in the WAL. Kept in memory only. */
   walPages = new Map<number, number>()
   /** Tables' interior pages: all rowids below one that is not known are suspects. */
-  interiors = new Map<number, Interior>()
-  /** Whether the interior pages have changed since the state was saved. */
-  interiorsChanged = true
+  interiors: ReadonlyMap<number, Interior> = new Map()
+  /** Those that have changed or gone since the state was saved. */
+  readonly changedInteriors = new Set<number>()
   /** Pages whose hash, kind or chain has changed since the state was saved, by part. */
   readonly changedParts = new Set<number>()
 
@@ -104,6 +104,13 @@ export class PageState {
     this.touch(page)
   }
 
+  keepInteriors(interiors: ReadonlyMap<number, Interior>): void {
+    for (const [page, interior] of interiors)
+      if (this.interiors.get(page) !== interior) this.changedInteriors.add(page)
+    for (const page of this.interiors.keys()) if (!interiors.has(page)) this.changedInteriors.add(page)
+    this.interiors = interiors
+  }
+
   /** One part as bytes, to be kept: hashes, then chains, then kinds. */
   part(index: number): Uint8Array {
     const [from, to] = [index * PART_PAGES, Math.min((index + 1) * PART_PAGES, this.pageCount + 1)]
@@ -127,8 +134,42 @@ export class PageState {
   }
 }
 
-/** Pages kept together: 8,192 of them are about 100 KB. */
-export const PART_PAGES = 8_192
+/** Pages kept together: a change anywhere in them writes all of them, 1.7 KB. */
+export const PART_PAGES = 128
+
+const UNBOUNDED = {after: 1, upTo: 2}
+const CHILD_BYTES = 13
+
+/** @returns an interior page as bytes, to be kept. */
+export function interiorBytes({after, upTo, children}: Interior): Uint8Array {
+  const bytes = Buffer.alloc(17 + children.length * CHILD_BYTES)
+  bytes[0] = (after === undefined ? UNBOUNDED.after : 0) | (upTo === undefined ? UNBOUNDED.upTo : 0)
+  bytes.writeBigInt64LE(after ?? 0n, 1)
+  bytes.writeBigInt64LE(upTo ?? 0n, 9)
+  for (const [i, child] of children.entries()) {
+    const at = 17 + i * CHILD_BYTES
+    bytes.writeUInt32LE(child.page, at)
+    bytes[at + 4] = child.upTo === undefined ? UNBOUNDED.upTo : 0
+    bytes.writeBigInt64LE(child.upTo ?? 0n, at + 5)
+  }
+  return bytes
+}
+
+/** Takes back what {@link interiorBytes} gave. */
+export function interiorFrom(stored: Uint8Array): Interior {
+  const bytes = Buffer.from(stored.buffer, stored.byteOffset, stored.byteLength)
+  const flags = bytes.readUInt8(0)
+  const count = (bytes.length - 17) / CHILD_BYTES
+  return {
+    after: (flags & UNBOUNDED.after) === 0 ? bytes.readBigInt64LE(1) : undefined,
+    upTo: (flags & UNBOUNDED.upTo) === 0 ? bytes.readBigInt64LE(9) : undefined,
+    children: Array.from({length: count}, (_, i) => {
+      const at = 17 + i * CHILD_BYTES
+      const isBounded = bytes[at + 4] === 0
+      return {page: bytes.readUInt32LE(at), upTo: isBounded ? bytes.readBigInt64LE(at + 5) : undefined}
+    }),
+  }
+}
 
 function grown<T extends BigUint64Array | Uint8Array | Uint32Array>(from: T, to: T): T {
   ;(to as Uint8Array).set(from as Uint8Array)

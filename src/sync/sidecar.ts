@@ -1,18 +1,17 @@
-import {randomUUID} from 'node:crypto'
 import {mkdirSync, rmSync} from 'node:fs'
 import {dirname, join} from 'node:path'
 import {DatabaseSync, type StatementSync} from 'node:sqlite'
-import {deserialize, serialize} from 'node:v8'
 import type {Entry, Remembered} from '../source/capture.ts'
-import {PageState, PART_PAGES} from '../source/page-state.ts'
+import type {PageState} from '../source/page-state.ts'
 import {Bits} from './bits.ts'
 import {Claims, memoryOf, toEntry, type Bindable} from './memory.ts'
+import {pageTables, readPages, removePages, writePages, type Rows} from './page-tables.ts'
 import {inStateDir, StateDirError} from './state-dir.ts'
 
 // What the last cut knew of every source row: rowid, key, digest. A cache of the target's `_sync_hash` in a SQLite
 // file of our own: lost, stale or foreign, it is built anew. docs/concepts.md, "The sidecar".
 
-const FORMAT = '2'
+const FORMAT = '3'
 
 /** What is noted of the source as of the last cut: its state, its file, its cookie, its size, when all was compared. */
 export type Note = 'fingerprint' | 'identity' | 'cookie' | 'totals' | 'audited'
@@ -30,6 +29,12 @@ export class Sidecar implements Disposable {
   #lastNumber: number | undefined
   /** What is remembered of the current capture and not written yet. */
   readonly #unwritten: Bindable[][] = []
+  readonly #rows: Rows = {
+    run: (sql, ...values) => {
+      this.#run(sql, ...values)
+    },
+    all: sql => this.#all(sql),
+  }
 
   private constructor(file: string) {
     this.#file = file
@@ -326,21 +331,10 @@ export class Sidecar implements Disposable {
   /** Keeps what the pages of the source looked like when the rows were read that are settled now. */
   savePages(state: PageState | undefined): void {
     this.#exec('begin immediate')
-    if (state === undefined) {
-      this.#run('delete from pages')
+    if (state !== undefined) this.#setMeta('pages', writePages(this.#rows, state))
+    else {
+      removePages(this.#rows)
       this.#forgetPages()
-    } else {
-      for (const part of state.changedParts)
-        this.#run('insert or replace into pages values (?, ?)', part, state.part(part))
-      this.#run('delete from pages where part > ?', Math.floor(state.pageCount / PART_PAGES))
-      if (state.interiorsChanged)
-        this.#run('insert or replace into pages values (-1, ?)', serialize(state.interiors))
-      const {pageSize, pageCount, wal} = state
-      const about = {token: randomUUID(), schema: String(state.schemaVersion), pageSize, pageCount, wal}
-      this.#setMeta('pages', JSON.stringify(about))
-      state.token = about.token
-      state.changedParts.clear()
-      state.interiorsChanged = false
     }
     this.#exec('commit')
   }
@@ -351,29 +345,7 @@ export class Sidecar implements Disposable {
    */
   loadPages(inMemory: PageState | undefined): PageState | undefined {
     const kept = this.#meta('pages')
-    if (kept === undefined) return undefined
-    try {
-      const {token, schema, pageSize, pageCount, wal} = JSON.parse(kept) as Pick<
-        PageState,
-        'token' | 'pageSize' | 'pageCount' | 'wal'
-      > & {readonly schema: string}
-      if (inMemory !== undefined && inMemory.token === token) return inMemory
-      const state = new PageState(pageSize)
-      state.token = token
-      state.schemaVersion = BigInt(schema)
-      state.resize(pageCount)
-      state.wal = wal
-      for (const row of this.#all('select part, bytes from pages order by part')) {
-        const bytes = row['bytes'] as Uint8Array
-        if (row['part'] === -1n) state.interiors = deserialize(bytes) as PageState['interiors']
-        else state.loadPart(Number(row['part']), bytes)
-      }
-      state.changedParts.clear()
-      state.interiorsChanged = false
-      return state
-    } catch {
-      return undefined // Without it all rows are compared once.
-    }
+    return kept === undefined ? undefined : readPages(this.#rows, kept, inMemory)
   }
 
   /** What is remembered of one table, for a capture to compare with. */
@@ -548,7 +520,7 @@ function openFile(file: string): DatabaseSync {
       create table if not exists intent (t integer, rid integer, key text, digest blob, primary key (t, rid)) without rowid;
       create table if not exists intent_adrift (t integer, key text, digest blob, primary key (t, key)) without rowid;
       create table if not exists intent_ended (bits blob not null);
-      create table if not exists pages (part integer primary key, bytes blob not null);
+      ${pageTables}
       create table if not exists intent_dropped (name text primary key) without rowid;
       create table if not exists intent_renamed (n integer primary key, was text not null, is_now text not null);
       create temp table aside (t integer, key text, rid integer, digest blob, claimed integer, primary key (t, key)) without rowid;
