@@ -4,8 +4,12 @@ import {load, ownCopy} from './loaded.ts'
 import {bounded, type Result} from './result.ts'
 import {inSession} from './session.ts'
 
-const CHANGED = 100
-const DELETED = 10
+/** How many rows change and how many go. */
+export type Change = {readonly changed: number; readonly deleted: number}
+
+export const usualChange: Change = {changed: 100, deleted: 10}
+
+export type Journal = 'delete' | 'wal'
 
 /** 100 changed and 10 deleted rows in a file whose app commits with a rollback journal. */
 export const benchIncrementRollback: Benchmark = bench =>
@@ -15,52 +19,75 @@ export const benchIncrementRollback: Benchmark = bench =>
 export const benchIncrementWal: Benchmark = bench =>
   increment(bench, 'wal', {name: 'increment-wal', must: 150})
 
-/** A whole sync in an open session: capture, apply, sidecar. The app's own commit is not counted. */
 async function increment(
-  {server, file, rounds, say}: Bench,
-  journalMode: 'delete' | 'wal',
+  bench: Bench,
+  journalMode: Journal,
   {name, must}: Pick<Result, 'name'> & {readonly must: number},
 ): Promise<Result[]> {
+  const times = (await incrementTimes(bench, journalMode, [usualChange], name))[0] ?? []
+  const {changed, deleted} = usualChange
+  const work = `${changed} changed + ${deleted} deleted rows all over the file, in an open session`
+  return [bounded({name, work, must}, times)]
+}
+
+/**
+ * How long whole syncs in an open session take: capture, apply, sidecar. The app's own commit is not counted.
+ *
+ * @returns the times of each change, in ms.
+ */
+export async function incrementTimes(
+  {server, file, rounds, say}: Pick<Bench, 'server' | 'file' | 'rounds' | 'say'>,
+  journalMode: Journal,
+  changes: readonly Change[],
+  name: string,
+): Promise<number[][]> {
   using copy = ownCopy(file)
   using app = new DatabaseSync(copy.path, {enableForeignKeyConstraints: false})
   app.exec(`pragma journal_mode = ${journalMode}`)
   await using loaded = await load(server, copy.path)
-  const times: number[] = []
+  const times: number[][] = []
   await inSession(loaded, copy.path, async (session, run) => {
-    // The first one warms the process and is not counted.
-    for (let i = 0; i <= rounds + 2; i++) {
-      change(app, i)
-      const since = performance.now()
-      const {rows} = await session.run(run, run.lease.signal)
-      const ms = performance.now() - since
-      if (rows.upserted !== CHANGED || rows.tombstoned !== DELETED)
-        throw new Error(
-          `${CHANGED} + ${DELETED} rows, and the sync applied ${rows.upserted} + ${rows.tombstoned}`,
-        )
-      if (i === 0) continue
-      times.push(ms)
-      say(`${name} ${i}: ${ms.toFixed(0)} ms`)
+    for (const [at, {changed, deleted}] of changes.entries()) {
+      const own: number[] = []
+      // The first one warms the process and is not counted.
+      for (let i = 0; i <= rounds + 2; i++) {
+        change(app, {changed, deleted}, i + at * 100)
+        const since = performance.now()
+        const {rows} = await session.run(run, run.lease.signal)
+        const ms = performance.now() - since
+        if (rows.upserted !== changed || rows.tombstoned !== deleted)
+          throw new Error(
+            `${changed} + ${deleted} rows, and the sync applied ${rows.upserted} + ${rows.tombstoned}`,
+          )
+        if (i > 0) own.push(ms)
+        if (i > 0) say(`${name}, ${changed} rows, ${i}: ${ms.toFixed(0)} ms`)
+      }
+      times.push(own)
     }
   })
-  const work = `${CHANGED} changed + ${DELETED} deleted rows all over the file, in an open session`
-  return [bounded({name, work, must}, times)]
+  return times
 }
 
 /** Changes and deletes messages in one commit, spread evenly over the table; other ones each time. */
-function change(app: DatabaseSync, round: number): void {
+function change(app: DatabaseSync, {changed, deleted}: Change, round: number): void {
   const {last} = app.prepare('select max(rowid) as last from message').get() as {last: number}
-  const step = Math.floor(last / (CHANGED + DELETED))
-  // One that an earlier round has deleted gives its turn to the next one.
+  const step = Math.max(1, Math.floor(last / (changed + deleted)))
+  // One that an earlier round has deleted, or this one chosen, gives its turn to the next one.
   const find = app.prepare('select rowid as id from message where rowid >= ? order by rowid limit 1')
-  const chosen = Array.from(
-    {length: CHANGED + DELETED},
-    (_, i) => find.get(i * step + round)!['id'] as number,
-  )
+  const chosen: number[] = []
+  for (let i = 0; chosen.length < changed + deleted; i++) {
+    const from = Math.max((i * step + round) % last, (chosen.at(-1) ?? 0) + 1)
+    const row = find.get(from)
+    if (row === undefined) throw new Error(`the file has fewer than ${changed + deleted} messages`)
+    chosen.push(row['id'] as number)
+  }
   const update = app.prepare(
     "update message set content = content || ' (edited)', updated_at = updated_at + 1 where rowid = ?",
   )
   const remove = app.prepare('delete from message where rowid = ?')
   app.exec('begin immediate')
-  for (const [i, id] of chosen.entries()) (i % (CHANGED / DELETED + 1) === 0 ? remove : update).run(id)
+  const every = deleted === 0 ? Infinity : Math.floor((changed + deleted) / deleted)
+  let left = deleted
+  for (const [i, id] of chosen.entries()) (i % every === 0 && left-- > 0 ? remove : update).run(id)
   app.exec('commit')
 }

@@ -1,8 +1,10 @@
 import {parseArgs} from 'node:util'
 import {isSize, sizes, sourceFile} from './file.ts'
 import type {Benchmark} from './bench.ts'
+import {benchCommitLatencyRollback, benchCommitLatencyWal} from './commit-latency.ts'
 import {benchFirstLoad} from './first-load.ts'
 import {benchFleet} from './fleet.ts'
+import {benchGrowth} from './growth.ts'
 import {benchIncrementRollback, benchIncrementWal} from './increment.ts'
 import {load, type Loaded} from './loaded.ts'
 import {benchMemory} from './memory.ts'
@@ -19,6 +21,9 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
   unchanged: benchUnchanged,
   'increment-rollback': benchIncrementRollback,
   'increment-wal': benchIncrementWal,
+  'commit-latency-rollback': benchCommitLatencyRollback,
+  'commit-latency-wal': benchCommitLatencyWal,
+  growth: benchGrowth,
   verify: benchVerify,
   memory: benchMemory,
   fleet: benchFleet,
