@@ -7,7 +7,7 @@ import {decide, usualPatience, type Patience, type Sight} from './debounce.ts'
 
 /** A source may have changed. */
 export type Hint = {
-  /** No change that this hint is about is older: `performance.now()` at its first sign. */
+  /** The changes that this hint is about are not older: `performance.now()` at their first sign. */
   readonly since: number
 }
 
@@ -59,8 +59,10 @@ async function* watchSource(
         lookedAt = now
         const isChanged = (await ear.look()).print !== seen.print
         if (isChanged) await ear.blameSilence(signal)
-        const isDoubtful = isChanged || seen.ageMs < COARSEST_GRAIN_MS
-        if (isDoubtful && ear.signs === undefined) ear.note(seen.at)
+        if (ear.signs !== undefined) break
+        if (isChanged) ear.note(seen.at)
+        // Where we hear, a change without a trace would most likely have been heard: this one is not as old as it could be.
+        else if (seen.ageMs < COARSEST_GRAIN_MS) ear.note(ear.isDeaf ? seen.at : now)
         break
       }
       case 'tell': {
