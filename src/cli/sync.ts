@@ -55,18 +55,22 @@ export const sync = command({
     } finally {
       progress[Symbol.dispose]()
     }
-    context.out(dryRun ? {...result, dry_run: true} : result, textOf(result, dryRun))
+    context.out(dryRun ? {...result, dry_run: true} : result, textOf(result, {sqlite, dryRun}))
     return result.status === 'success' ? 0 : 2
   },
 })
 
-function textOf(result: SyncResult, dryRun: boolean): string {
+function textOf(
+  result: SyncResult,
+  {sqlite, dryRun}: {readonly sqlite: string | undefined; readonly dryRun: boolean},
+): string {
   const {client, generation, rows, tables, status} = result
   const took = `${(result.duration_ms / 1000).toFixed(1)} s`
   if (status === 'quarantined' && rows.quarantined === 0)
     return [
       `${client}: held back, nothing was applied: ${result.reason ?? ''}`,
-      `Look at the file. If this is meant: owsync sync --client ${client} --accept`,
+      // Without its name the file that was synced last would be taken, and that one is not meant.
+      `Look at the file. If this is meant: owsync sync --client ${client}${sqlite === undefined ? '' : ` --sqlite ${shellWord(sqlite)}`} --accept`,
     ].join('\n')
   if (result.mode === 'unchanged' && status === 'success')
     return `${client}: unchanged (generation ${generation}, ${took})`
@@ -77,4 +81,9 @@ function textOf(result: SyncResult, dryRun: boolean): string {
   const counts = `${rows.upserted} upserted, ${rows.tombstoned} deleted, ${rows.unchanged} unchanged${held}`
   const what = dryRun ? 'would apply' : `generation ${generation}`
   return `${client}: ${what}: ${counts} in ${counted(tables, 'table')}, ${sizeText(result.bytes)}, ${took}${healing}`
+}
+
+/** A path as a person can type it. */
+function shellWord(text: string): string {
+  return /^[\w./:@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`
 }
