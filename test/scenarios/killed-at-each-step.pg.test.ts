@@ -108,7 +108,20 @@ async function killedAt(client: string, at: string, options: RunOptions = {}): P
 async function succeeds(client: string, file: string, options: RunOptions, before?: Mirror): Promise<Mirror> {
   const run = await site.sync(client, options)
   assert.equal(run.code, 0, `${run.out}${run.err}`)
-  return assertMirror(site.db, client.replaceAll('-', '_'), file, before)
+  const schema = client.replaceAll('-', '_')
+  assert.deepEqual(await unfinishedTables(schema), [])
+  return assertMirror(site.db, schema, file, before)
+}
+
+/** Client tables without a primary key, the index that is the queue of edits, or their view. */
+async function unfinishedTables(schema: string): Promise<string[]> {
+  const rows = await site.db<{table: string}>`
+    select c.relname as table from pg_class c
+    where c.relnamespace = ${schema}::regnamespace and c.relkind = 'r' and (
+      not exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)
+      or not exists (select from pg_index i where i.indrelid = c.oid and i.indpred is not null)
+      or not exists (select from pg_views v where v.schemaname = ${schema} and v.viewname = 'live_' || c.relname))`
+  return rows.map(({table}) => table)
 }
 
 /** Rows that the first chunk has brought to the target already. */

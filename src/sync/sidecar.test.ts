@@ -1,0 +1,84 @@
+import assert from 'node:assert/strict'
+import {mkdtempSync, rmSync} from 'node:fs'
+import {tmpdir} from 'node:os'
+import {join} from 'node:path'
+import {afterEach, beforeEach, describe, test} from 'vitest'
+import {Sidecar} from './sidecar.ts'
+
+let folder: string
+
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), 'owsync-sidecar-'))
+})
+afterEach(() => {
+  rmSync(folder, {recursive: true})
+})
+
+const digest = (n: number) => new Uint8Array(16).fill(n)
+const rows = Array.from({length: 100}, (_, i) => ({key: `key ${i}`, digest: digest(i)}))
+
+/** A sidecar that knows of these rows, not where they are, and a capture that has met all of them but the last. */
+function captured(): Sidecar {
+  const sidecar = Sidecar.open(folder, 'one')
+  sidecar.reset()
+  sidecar.recall('t', rows)
+  sidecar.standAt('before')
+  sidecar.begin()
+  const memory = sidecar.remembered('t', false)
+  for (const [i, {key, digest}] of rows.slice(0, -1).entries()) {
+    assert.deepEqual(memory.claim(key), digest)
+    sidecar.remember('t', {rowid: BigInt(i), key, digest}, false)
+  }
+  return sidecar
+}
+
+describe('rows adrift', () => {
+  test('are claimed once', () => {
+    using sidecar = captured()
+    const memory = sidecar.remembered('t', false)
+    assert.equal(memory.claim('key 0'), undefined)
+    assert.equal(memory.claim('another key'), undefined)
+    assert.deepEqual(memory.unclaimed(undefined, 10), ['key 99'])
+  })
+
+  for (const isReopened of [false, true])
+    test(`have their places when the cut is settled${isReopened ? ' by another process' : ''}`, () => {
+      const sidecar = captured()
+      sidecar.remembered('t', false).tombstoned('key 99')
+      sidecar.intend('after', true)
+      if (isReopened) sidecar[Symbol.dispose]()
+      using settled = isReopened ? Sidecar.open(folder, 'one') : sidecar
+      settled.settle('after')
+      assert.equal(settled.standing('after'), 'in step')
+      assert.equal(settled.hasAdrift('t'), false)
+      assert.deepEqual(
+        settled
+          .remembered('t', false)
+          .range(undefined, undefined)
+          .map(({key}) => key),
+        rows.slice(0, -1).map(({key}) => key),
+      )
+    })
+
+  test('that were met go adrift again with a cut that is not settled', () => {
+    {
+      using sidecar = captured()
+      sidecar.intend('never', true)
+    }
+    using sidecar = Sidecar.open(folder, 'one')
+    assert.equal(sidecar.standing('before'), 'in step')
+    sidecar.begin()
+    const memory = sidecar.remembered('t', false)
+    for (const {key, digest} of rows) assert.deepEqual(memory.claim(key), digest)
+    assert.deepEqual(memory.unclaimed(undefined, 10), [])
+  })
+
+  test('are kept when nobody could read them', () => {
+    using sidecar = captured()
+    sidecar.remembered('t', false).keep('key 99')
+    sidecar.intend('after', true)
+    sidecar.settle('after')
+    sidecar.begin()
+    assert.deepEqual(sidecar.remembered('t', false).unclaimed(undefined, 10), ['key 99'])
+  })
+})
