@@ -31,7 +31,7 @@ afterAll(() => {
   rmSync(dir, {recursive: true, force: true})
 })
 
-const cases = Number(process.env['OWSYNC_CASES']) || 150
+const cases = Number(process.env['OWSYNC_CASES']) || 60
 const LONGEST_MS = 20_000
 const MOST_BYTES = 300 * 1024 * 1024
 

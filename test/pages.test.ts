@@ -18,7 +18,8 @@ afterAll(() => {
   rmSync(dir, {recursive: true, force: true})
 })
 
-const steps = Number(process.env['OWSYNC_CASES']) || 1_500
+// CI does ten times as many, `npm run torture` three hundred times.
+const steps = Number(process.env['OWSYNC_CASES']) || 150
 
 for (const half of ['one', 'another'] as const)
   test.concurrent(
@@ -45,8 +46,8 @@ test(
     const seed = seedOf()
     await annotate(`OWSYNC_SEED=${seed}`)
     const tally = newTally()
-    for (let i = 0; i < 5; i++) await concurrentPages(seed + i, 3_000, tally)
-    assert.ok(tally.disturbed > 50, JSON.stringify(tally))
+    for (let i = 0; i < 3; i++) await concurrentPages(seed + i, 3_000, tally)
+    assert.ok(tally.disturbed > 20, JSON.stringify(tally))
   },
 )
 
@@ -110,7 +111,7 @@ test('rows that come, go and return to what they were while they are read are fo
   ]
   using mirror = new PageMirror(dir, file)
   await mirror.look('pages', 'settle')
-  for (let round = 0; round < 120; round++) {
+  for (let round = 0; round < 60; round++) {
     app.exec(states[0]!)
     await mirror.look('pages', 'settle')
     const end = new AbortController()
