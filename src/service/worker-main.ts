@@ -53,7 +53,8 @@ class Worker {
     })
     const endpoint = withChanges(parseEndpoint(settings.databaseUrl), {ssl: settings.ssl})
     this.#pool = connect(endpoint, {
-      max: 2,
+      // A first load copies on two connections and builds indexes on a third.
+      max: 3,
       applicationName: `owsync/${settings.nodeId}/${settings.epoch}`,
       answerWithinMs: settings.answerWithinMs,
       onAnswer: () => {

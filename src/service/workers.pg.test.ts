@@ -204,13 +204,14 @@ describe('a worker that dies', () => {
         await sleep(20)
       }
     })()
+    let killedAt = performance.now()
     for (let i = 0; i < 3; i++) {
       mutate(victim.file, chance)
       await holdingUp(leader, victim, async isHeld => {
-        const since = performance.now()
         const run = assert.rejects(workers.sync(victim.order, signal), {code: 'SYNC_WORKER_LOST'})
         await isHeld()
-        pauses.push(performance.now() - since)
+        pauses.push(performance.now() - killedAt)
+        killedAt = performance.now()
         process.kill(pidOf(workers, victim), 'SIGKILL')
         await run
         // What the dead one has left in Postgres waits still, and would be taken for the next one.

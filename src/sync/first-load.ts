@@ -53,18 +53,38 @@ export type Loaded = {
   readonly spec: SourceSpec
 }
 
+/** What a transaction of a load adds to its position. */
+type Moved = {readonly finished?: readonly string[]; readonly rows?: number; readonly bytes?: number}
+
 type LoadPosition = {readonly finished: readonly string[]; readonly rows: number; readonly bytes: number}
 
 /** How far a load has come. */
 type Cursor = {
-  /** Tables that are still to be copied, the first one perhaps in part. */
+  /** Tables that nobody has begun to copy. */
   left: readonly TableLayout[]
-  /** Where to go on in the first one; `undefined` at its start. */
-  position: Position | undefined
-  /** Rows of the first one that have been read. */
-  tableRows: number
+  readonly lanes: readonly Lane[]
   rows: number
   bytes: number
+}
+
+/** One connection that copies, and where it is. */
+type Lane = {
+  /** From which end of what is left it takes its next table. */
+  readonly from: 'first' | 'last'
+  table: TableLayout | undefined
+  /** Where to go on in it; `undefined` at its start. */
+  position: Position | undefined
+  /** Rows of it that have been read. */
+  tableRows: number
+}
+
+/** One chunk while it is being copied. */
+type Chunk = {
+  /** It ends when the load has read so many bytes. */
+  readonly endBytes: number
+  readonly isResumed: boolean
+  /** Set by the first lane that cannot go on: none waits in its transaction for another one. */
+  isOver: boolean
 }
 
 /**
@@ -174,10 +194,18 @@ class Load {
     signal: AbortSignal,
   ): Promise<void> {
     const complete = new Channel<readonly TableLayout[]>()
+    // Tables of many rows keep us busy and tables of long values keep Postgres busy, which compresses them: side by
+    // side both are. What fits into a chunk is not worth a second connection.
+    const isLarge = this.#run.source.size() > chunk.bytes
+    const lane = {table: undefined, position: undefined, tableRows: 0}
     const cursor: Cursor = {
       left: this.#unfinished(this.#layouts).toSorted(isLarger),
-      position: undefined,
-      tableRows: 0,
+      lanes: isLarge
+        ? [
+            {...lane, from: 'first'},
+            {...lane, from: 'last'},
+          ]
+        : [{...lane, from: 'first'}],
       rows: this.#position.rows,
       bytes: this.#position.bytes,
     }
@@ -204,9 +232,10 @@ class Load {
     complete: Channel<readonly TableLayout[]>,
     signal: AbortSignal,
   ): Promise<void> {
-    while (cursor.left.length > 0) {
+    while (cursor.left.length > 0 || cursor.lanes.some(({table}) => table !== undefined)) {
       signal.throwIfAborted()
       const start = {...cursor}
+      const lanes = cursor.lanes.map(lane => ({...lane}))
       const refused = this.#refused.length
       try {
         const layouts = await this.#chunk(readers, cursor, isResumed, signal)
@@ -217,6 +246,7 @@ class Load {
         if (!this.#noteRefusal(error)) throw error
         // Once more from where the chunk began, without the row.
         Object.assign(cursor, start)
+        for (const [i, lane] of cursor.lanes.entries()) Object.assign(lane, lanes[i])
         this.#refused.length = refused
       }
     }
@@ -257,9 +287,11 @@ class Load {
   }
 
   /**
-   * One committed chunk: rows of one or more tables.
+   * One committed chunk: rows of one or more tables, in one transaction a lane. They are committed one after the other
+   * once all of them have their rows; whoever dies in between leaves a sidecar that is rebuilt.
    *
-   * @returns the tables it completes, which are still to be finished; none after the last chunk, which finishes them.
+   * @returns the tables it completes, which are still to be finished; none after the last chunk of a single lane, which
+   * finishes them.
    */
   async #chunk(
     readers: ReadonlyMap<string, TableReader>,
@@ -267,50 +299,89 @@ class Load {
     isResumed: boolean,
     signal: AbortSignal,
   ): Promise<readonly TableLayout[]> {
-    const {sidecar, deployment} = this.#run
-    const cutId = randomUUID()
-    const end = cursor.bytes + chunk.bytes
+    const {sidecar} = this.#run
+    const chunkOf: Chunk = {endBytes: cursor.bytes + chunk.bytes, isResumed, isOver: false}
     const complete: TableLayout[] = []
+    for (const lane of cursor.lanes) takeTable(lane, cursor)
+    const active = cursor.lanes.filter(({table}) => table !== undefined)
+    const copied = active.map(() => Promise.withResolvers<undefined>())
+    const all = Promise.all(copied.map(({promise}) => promise))
+    all.catch(() => undefined) // told by the lane that failed
     sidecar.beginChunk()
-    await this.#step(
-      async tx => {
-        let isFull = false
-        while (cursor.left.length > 0 && !isFull) {
-          const [layout, ...rest] = cursor.left as [TableLayout, ...TableLayout[]]
-          const reader = readers.get(layout.source) as TableReader
-          // A table without rowids has no place to go on from; the capture that follows completes it.
-          if (isResumed && cursor.tableRows === 0)
-            cursor.position = placeAfter(
-              sidecar.remembered(layout.source, layout.withoutRowid).highestRowid(),
-            )
-          const rows = this.#rowsOf(layout, reader, cursor, end)
-          const first = await rows.next()
-          if (first.done !== true)
-            await copyInto(tx, deployment.schemaName, layout, resume(first.value, rows), signal)
-          if (cursor.position !== undefined) break
-          complete.push(layout)
-          isFull = cursor.bytes >= end || cursor.tableRows >= MANY_ROWS
-          cursor.left = rest
-          cursor.tableRows = 0
-        }
-        const {rows, bytes} = cursor
-        return cursor.left.length > 0 ? {rows, bytes} : {...(await this.#finish(tx, complete)), rows, bytes}
-      },
-      cutId,
+    const copy = async (tx: Tx, lane: Lane, own: PromiseWithResolvers<undefined>, signal: AbortSignal) => {
+      try {
+        const moved = await this.#copyLane(tx, readers, cursor, lane, chunkOf, complete, signal)
+        own.resolve(undefined)
+        await all
+        const isLast = cursor.left.length === 0 && lane.table === undefined
+        if (cursor.lanes.length > 1 || !isLast) return moved
+        return {...moved, ...(await this.#finish(tx, complete.splice(0)))}
+      } catch (error) {
+        own.reject(error)
+        throw error
+      }
+    }
+    await together(
       signal,
-      () => {
-        sidecar.commitChunk(cutId)
-      },
+      ...active.map((lane, i) => (signal: AbortSignal) => {
+        const own = copied[i] as PromiseWithResolvers<undefined>
+        return this.#step(tx => copy(tx, lane, own, signal), randomUUID(), signal)
+      }),
     )
-    return cursor.left.length > 0 ? complete : []
+    sidecar.commitChunk(this.#cutId as string)
+    return complete
   }
 
-  /** The COPY stream of a table's rows from the cursor on, until the table or the chunk ends. Nothing when there are none. */
+  /** Copies tables until the chunk is over. @returns how many rows and bytes that were. */
+  async #copyLane(
+    tx: Tx,
+    readers: ReadonlyMap<string, TableReader>,
+    cursor: Cursor,
+    lane: Lane,
+    chunkOf: Chunk,
+    complete: TableLayout[],
+    signal: AbortSignal,
+  ): Promise<Moved> {
+    const {sidecar, deployment} = this.#run
+    const moved = {rows: 0, bytes: 0}
+    while (!chunkOf.isOver) {
+      takeTable(lane, cursor)
+      const layout = lane.table
+      if (layout === undefined) {
+        chunkOf.isOver = true
+        break
+      }
+      // A table without rowids has no place to go on from; the capture that follows completes it.
+      if (chunkOf.isResumed && lane.tableRows === 0)
+        lane.position = placeAfter(sidecar.remembered(layout.source, layout.withoutRowid).highestRowid())
+      const rows = this.#rowsOf(
+        layout,
+        readers.get(layout.source) as TableReader,
+        cursor,
+        lane,
+        chunkOf,
+        moved,
+      )
+      const first = await rows.next()
+      if (first.done !== true)
+        await copyInto(tx, deployment.schemaName, layout, resume(first.value, rows), signal)
+      if (lane.position !== undefined) break
+      complete.push(layout)
+      if (lane.tableRows >= MANY_ROWS) chunkOf.isOver = true
+      lane.table = undefined
+      lane.tableRows = 0
+    }
+    return moved
+  }
+
+  /** The COPY stream of a table's rows from the lane's place on, until the table or the chunk ends. Nothing when there are none. */
   async *#rowsOf(
     layout: TableLayout,
     reader: TableReader,
     cursor: Cursor,
-    end: number,
+    lane: Lane,
+    chunkOf: Chunk,
+    moved: {rows: number; bytes: number},
   ): AsyncGenerator<Uint8Array, undefined> {
     const {sidecar, onProgress} = this.#run
     const encoder = this.#encoders.get(layout.source) as RowEncoder
@@ -320,11 +391,17 @@ class Load {
     )
     const skip = this.#skip.get(layout.source)
     let line = 0
-    let sent = 0
+    let hasBegun = false
+    const take = () => {
+      moved.bytes += writer.bytes
+      cursor.bytes += writer.bytes
+      if (cursor.bytes >= chunkOf.endBytes) chunkOf.isOver = true
+      return writer.take()
+    }
     do {
-      const at = cursor.position
+      const at = lane.position
       const page = await this.#pace.read(() => reader.page(at, {...this.#pace.budget, rows: PAGE_ROWS}))
-      cursor.position = page.next
+      lane.position = page.next
       const entries: Entry[] = []
       for (const row of page.rows) {
         const refusal = skip?.get(++line)
@@ -340,9 +417,9 @@ class Load {
         writer.write(encoder.encode(row))
         entries.push(row)
         if (writer.bytes >= PIECE_BYTES) {
-          if (sent === 0) yield COPY_HEADER
-          sent += writer.bytes
-          yield writer.take()
+          if (!hasBegun) yield COPY_HEADER
+          hasBegun = true
+          yield take()
         }
       }
       sidecar.append(layout.source, layout.withoutRowid, entries)
@@ -354,19 +431,20 @@ class Load {
           reason: row.reason,
         })
       cursor.rows += page.rows.length
-      cursor.tableRows += page.rows.length + page.refused.length
+      moved.rows += page.rows.length
+      lane.tableRows += page.rows.length + page.refused.length
       onProgress?.(layout.source, cursor.rows)
-    } while (cursor.position !== undefined && cursor.bytes + sent + writer.bytes < end)
-    const wrote = sent + writer.bytes
-    cursor.bytes += wrote
-    if (wrote === 0) return
-    if (sent === 0) yield COPY_HEADER
-    yield writer.take()
-    yield COPY_TRAILER
+    } while (lane.position !== undefined && !chunkOf.isOver && cursor.bytes + writer.bytes < chunkOf.endBytes)
+    if (writer.bytes > 0) {
+      if (!hasBegun) yield COPY_HEADER
+      hasBegun = true
+      yield take()
+    }
+    if (hasBegun) yield COPY_TRAILER
   }
 
   /** Gives complete tables their keys, indexes and views. @returns where the load is then. */
-  async #finish(tx: Tx, layouts: readonly TableLayout[]): Promise<Partial<LoadPosition>> {
+  async #finish(tx: Tx, layouts: readonly TableLayout[]): Promise<Moved> {
     const operations = layouts.map(finishOperation)
     if (operations.length > 0)
       await tx`select sync_metadata.evolve_schema(${this.#run.deployment.deploymentId}, ${json(operations)})`
@@ -376,14 +454,13 @@ class Load {
   /**
    * One fenced transaction, committed when no other one of this load is being committed.
    *
-   * @param work says what of the position it moves; tables that it has finished are added to the others.
+   * @param work says by what it moves the position.
    * @param cutId absent when it changes nothing that the sidecar knows of: Postgres stays at the cut it is at.
    */
   async #step(
-    work: (tx: Tx) => Promise<Partial<LoadPosition>>,
+    work: (tx: Tx) => Promise<Moved>,
     cutId: string | undefined,
     signal: AbortSignal,
-    committed?: () => void,
   ): Promise<void> {
     const {pool, lease, deployment, statementTimeoutMs} = this.#run
     signal.throwIfAborted()
@@ -395,8 +472,12 @@ class Load {
           const before = this.#turn
           this.#turn = ended.promise
           await before
-          const finished = [...this.#position.finished, ...(moved.finished ?? [])]
-          const reached = {...this.#position, ...moved, finished}
+          const {finished, rows, bytes} = this.#position
+          const reached: LoadPosition = {
+            finished: [...finished, ...(moved.finished ?? [])],
+            rows: rows + (moved.rows ?? 0),
+            bytes: bytes + (moved.bytes ?? 0),
+          }
           const cut = cutId ?? this.#cutId
           await tx`select sync_metadata.record_load_step(${deployment.deploymentId}, ${cut}, ${lease.epoch}, ${json(reached)})`
           return reached
@@ -408,7 +489,6 @@ class Load {
       )
       this.#position = reached
       this.#cutId = cutId ?? this.#cutId
-      committed?.()
     } finally {
       ended.resolve(undefined)
     }
@@ -426,6 +506,14 @@ class Load {
     skip.set(line, error.cause)
     return true
   }
+}
+
+/** Gives a lane that has none the next table. */
+function takeTable(lane: Lane, cursor: Cursor): void {
+  if (lane.table !== undefined) return
+  lane.table = lane.from === 'first' ? cursor.left[0] : cursor.left.at(-1)
+  cursor.left = lane.from === 'first' ? cursor.left.slice(1) : cursor.left.slice(0, -1)
+  lane.position = undefined
 }
 
 function placeAfter(rowid: bigint | undefined): Position | undefined {
