@@ -49,8 +49,14 @@ export class PageMirror implements Disposable {
    * Captures once, by pages or by digests.
    *
    * @param meanwhile called each time after pages were looked at and before rows are.
+   * @param doubting called each time a row is to be read again.
    */
-  async look(by: 'pages' | 'digests', end: End, meanwhile?: () => void): Promise<Look> {
+  async look(
+    by: 'pages' | 'digests',
+    end: End,
+    meanwhile?: () => void,
+    doubting?: () => void,
+  ): Promise<Look> {
     this.#source ??= await openSource(this.#file, signal)
     const source = this.#source
     const sidecar = this.#sidecar
@@ -65,6 +71,7 @@ export class PageMirror implements Disposable {
         return suspects
       }
     }
+    if (finder !== undefined && doubting !== undefined) finder.doubt = doubting
     const [upserts, tombstones, places]: string[][] = [[], [], []]
     let layouts = new Map<string, string>()
     const failAt = end === 'fail' ? this.#cuts % 7 : Infinity

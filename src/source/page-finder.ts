@@ -25,7 +25,7 @@ export class PageFinder implements Finder {
   #state: PageState | undefined
   #comparesAll = false
   #isWal = false
-  /** 1 for a page that any look has found changed. */
+  /** 1 for a page that any look has found changed, and for a leaf whose rows it has found suspect. */
   #dirty: Uint8Array = new Uint8Array(0)
   #usableBytes = 0
   #leaves = new Map<string, readonly SuspectLeaf[]>()
@@ -87,8 +87,12 @@ export class PageFinder implements Finder {
           while (step.done !== true) {
             step = await locked(this.#source, pace, isWal, () => runFor(steps, pace.budget.ms))
           }
-          this.#add(name, step.value?.ranges)
-          if (step.value !== undefined) this.#leaves.set(name, step.value.leaves)
+          const leaves = step.value
+          this.#add(name, leaves)
+          if (leaves === undefined) continue
+          this.#leaves.set(name, leaves)
+          // Their rows are read, so they must not stay known by what they were before, changed or not.
+          for (const leaf of leaves) this.#dirty[leaf.page] = 1
         }
         map.finish()
         // Where chains go on was read page by page: after a commit in between, that is no state of the file.

@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict'
 import {test} from 'vitest'
 import {pageKind} from './page-format.ts'
-import {PageMap, type TableMap} from './page-map.ts'
+import {PageMap, type SuspectLeaf} from './page-map.ts'
 import {IS_LEAF, PageState} from './page-state.ts'
+import {joined, type RowidRange} from './ranges.ts'
 
 // Trees of hand-made pages: what a real app brings about once in many thousand writes.
 
@@ -20,7 +21,7 @@ class Pages {
   }
 
   /** Looks at the table whose tree begins at page 2. */
-  look(): TableMap | undefined {
+  look(): {ranges: readonly RowidRange[]; leaves: readonly SuspectLeaf[]} | undefined {
     const count = Math.max(...this.#pages.keys())
     const {state} = this
     const isFirst = state.pageCount === 0
@@ -43,7 +44,8 @@ class Pages {
     let step = steps.next()
     while (step.done !== true) step = steps.next()
     map.finish()
-    return step.value
+    const leaves = step.value
+    return leaves && {ranges: joined(leaves), leaves}
   }
 }
 
@@ -153,6 +155,20 @@ test('after a walk that did not come to its end, what it has not seen is met onc
   assert.deepEqual(pages.look()?.ranges, [{after: undefined, upTo: undefined}])
   pages.set(7, overflow(0))
   assert.deepEqual(pages.look()?.leaves, [{page: 4, after: 10n, upTo: undefined}])
+})
+
+test('that holds however often it is said', () => {
+  const pages = new Pages()
+  pages.set(2, leaf([1, 4]))
+  for (const page of [3, 4]) pages.set(page, overflow(0))
+  pages.look()
+  pages.set(2, leaf([1, 3]))
+  pages.isGone = true
+  assert.equal(pages.look(), undefined)
+  // As after a capture that the app has disturbed, too.
+  pages.state.unlearn([2])
+  pages.isGone = false
+  assert.equal(pages.look()?.leaves.length, 1)
 })
 
 test('so is a leaf that could not be read when its turn came', () => {

@@ -1,5 +1,5 @@
 import {chainsOf, children, INTERIOR_TABLE, LEAF_TABLE} from './page-format.ts'
-import {everything, joined, type RowidRange} from './ranges.ts'
+import {everything, type RowidRange} from './ranges.ts'
 import type {PageReader, PageScan} from './page-scan.ts'
 import {IS_LEAF, type Interior, type PageState} from './page-state.ts'
 
@@ -16,7 +16,8 @@ const DEEPEST = 40
  * Complete, because every change of a row changes its leaf page or a page of its own overflow chain. Leaves are found
  * from above, by the rowids that the interior pages give them; overflow pages from below, by the chain that the state
  * remembers for every page. A page can also come into a tree as it is, when it is used again and by chance holds what
- * it held: so a child that an interior page did not have counts as changed. Chains of all rows touched are walked again,
+ * it held, and rows may leave without a trace on any page that is there now: so a child that an interior page did not have,
+ * or not for these rowids, counts as changed with all that is below it. Chains of all rows touched are walked again,
  * which keeps what is remembered true; where that cannot be done, {@link finish} makes the next scan meet the same pages.
  */
 export class PageMap {
@@ -44,14 +45,14 @@ export class PageMap {
   /**
    * Walks one table. Between two steps the caller may let go of its read lock.
    *
-   * @returns where rows can have changed, or `undefined` when the walk did not come to its end.
+   * @returns the leaves whose rows can have changed, ascending, or `undefined` when the walk did not come to its end.
    */
-  *table(rootPage: number): Generator<void, TableMap | undefined> {
+  *table(rootPage: number): Generator<void, readonly SuspectLeaf[] | undefined> {
     yield
-    const walk: TableWalk = {ranges: [], leaves: [], interiors: []}
+    const walk: TableWalk = {leaves: [], interiors: []}
     try {
       yield* this.#walk(rootPage, everything, walk, false, 0)
-      return {ranges: joined([...walk.ranges, ...walk.leaves]), leaves: walk.leaves}
+      return walk.leaves
     } catch (error) {
       if (!(error instanceof Surprise)) throw error
       // Interior pages that were not looked at last time make all rows below them suspects next time.
@@ -101,25 +102,19 @@ export class PageMap {
       return
     }
     if (kinds[page] !== INTERIOR_TABLE || this.#interiors.has(page)) throw new Surprise()
-    const isChanged = this.#scan.dirty[page] === 1
     const known = isNew ? undefined : interiors.get(page)
-    const found = known !== undefined && !isChanged ? known.children : this.#parse(page, children)
-    const isSame =
-      known !== undefined && !isChanged && known.after === range.after && known.upTo === range.upTo
-    const now: Interior = isSame ? known : {...range, children: found}
+    const isSame = known !== undefined && this.#scan.dirty[page] !== 1
+    const now: Interior = isSame ? known : {...range, children: this.#parse(page, children)}
     this.#interiors.set(page, now)
     walk.interiors.push(page)
-    if (known !== undefined && !isSame) compareSpans(known, now, walk.ranges)
-    const before = isSame ? undefined : new Set(known?.children.map(child => child.page))
-    let after = range.after
-    for (const child of found) {
-      // The last child reaches as far as its parent does. Leaves that nobody looks for are most of a table.
-      const upTo = child.upTo ?? range.upTo
-      const isFresh = before?.has(child.page) === false
-      if (isFresh || !this.#isIdleLeaf(child.page))
-        yield* this.#walk(child.page, {after, upTo}, walk, isFresh, depth + 1)
-      after = child.upTo
+    const before = isSame ? undefined : new Set(known === undefined ? [] : [...spansOf(known)].map(nameOf))
+    for (const span of spansOf(now)) {
+      // Leaves that nobody looks for are most of a table.
+      const isFresh = before?.has(nameOf(span)) === false
+      if (isFresh || !this.#isIdleLeaf(span.page))
+        yield* this.#walk(span.page, span, walk, isFresh, depth + 1)
     }
+    yield
   }
 
   #isIdleLeaf(page: number): boolean {
@@ -127,7 +122,7 @@ export class PageMap {
   }
 
   #leaf(page: number, range: RowidRange, walk: TableWalk): void {
-    walk.leaves.push({page, ...range})
+    walk.leaves.push({page, after: range.after, upTo: range.upTo})
     for (const first of this.#parse(page, chainsOf)) this.#followChain(page, first)
   }
 
@@ -158,37 +153,24 @@ export class PageMap {
   }
 }
 
-/** A leaf page whose rows can have changed, and the rowids it is responsible for. */
-export type SuspectLeaf = RowidRange & {readonly page: number}
-
-/** Where rows of a table can have changed. */
-export type TableMap = {
-  /** Ascending, not touching: every row in them is compared, and what is known there and gone is deleted. */
-  readonly ranges: readonly RowidRange[]
-  /** The leaves among them, ascending. */
-  readonly leaves: readonly SuspectLeaf[]
-}
+/** A leaf page whose rows can have changed, and the rowids it is responsible for: what is known there and gone is deleted. */
+export type SuspectLeaf = Span
 
 /** What the walk of one table has found, and the interior pages it went by. */
-type TableWalk = {readonly ranges: RowidRange[]; readonly leaves: SuspectLeaf[]; readonly interiors: number[]}
+type TableWalk = {readonly leaves: SuspectLeaf[]; readonly interiors: number[]}
 
-/**
- * A child that is new, gone or responsible for other rowids: rows may have left there although no leaf that is there
- * now has changed. The rowids of such children are suspects.
- */
-function compareSpans(before: Interior, now: Interior, ranges: RowidRange[]): void {
-  const spans = (interior: Interior) => {
-    let after = interior.after
-    return interior.children.map(child => {
-      const span = {after, upTo: child.upTo ?? interior.upTo, page: child.page}
-      after = child.upTo
-      return span
-    })
+/** A page and the rowids it is responsible for. */
+type Span = RowidRange & {readonly page: number}
+
+/** The children of an interior page. The last one reaches as far as its parent does. */
+function* spansOf({after: start, upTo: end, children}: Interior): Generator<Span, void> {
+  let after = start
+  for (const {page, upTo = end} of children) {
+    yield {page, after, upTo}
+    after = upTo
   }
-  const name = (span: RowidRange & {page: number}) =>
-    `${span.page} ${String(span.after)} ${String(span.upTo)}`
-  const [old, fresh] = [spans(before), spans(now)]
-  const [oldNames, freshNames] = [new Set(old.map(name)), new Set(fresh.map(name))]
-  for (const span of old) if (!freshNames.has(name(span))) ranges.push({after: span.after, upTo: span.upTo})
-  for (const span of fresh) if (!oldNames.has(name(span))) ranges.push({after: span.after, upTo: span.upTo})
+}
+
+function nameOf({page, after, upTo}: Span): string {
+  return `${page} ${String(after)} ${String(upTo)}`
 }

@@ -82,11 +82,11 @@ export class PageState {
     this.changedParts.add(Math.floor(page / PART_PAGES))
   }
 
-  /** Makes the next scan find these pages changed once more. */
+  /** Makes the next scan find these pages changed once more: they are as unknown as new ones. */
   unlearn(pages: Iterable<number>): void {
     for (const page of pages) {
       if (page > this.pageCount) continue
-      this.hashes[page] = ~(this.hashes[page] as bigint)
+      this.hashes[page] = 0n
       this.touch(page)
     }
   }
