@@ -194,3 +194,45 @@ test('rows that are read because an interior page gave them to another one are n
   const missed = await mirror.look('digests', 'abandon')
   assert.deepEqual([missed.upserts, missed.tombstones], [[], []])
 })
+
+test('a row that was met at another place, and goes back, is not taken for deleted', async () => {
+  const file = join(dir, 'moves.db')
+  using app = new DatabaseSync(file)
+  app.exec(`pragma synchronous = off; create table other (n integer); insert into other values (0);
+    create table note (id text primary key, body, flag integer)`)
+  for (let i = 1; i <= 600; i++) app.prepare('insert into note values (?, ?, 2)').run(`n${i}`, '-'.repeat(40))
+  using mirror = new PageMirror(dir, file)
+  await mirror.look('pages', 'settle')
+  app.exec('update note set flag = 3 where rowid = 600')
+  let pass = 0
+  const {result} = await mirror.look('pages', 'settle', () => {
+    app.exec(++pass < 3 ? 'update other set n = n + 1' : `update note set rowid = 601 where id = 'n10'`)
+  })
+  assert.deepEqual([pass, result.consistent, result.comparedAll], [3, false, false])
+  app.exec(`update note set rowid = 10 where id = 'n10'`)
+  await mirror.look('pages', 'settle')
+  const missed = await mirror.look('digests', 'abandon')
+  assert.deepEqual([missed.upserts, missed.tombstones], [[], []])
+})
+
+test('a row that goes after it was met at another place, and before its values are read there, is deleted', async () => {
+  const file = join(dir, 'goes.db')
+  using app = new DatabaseSync(file)
+  app.exec('pragma synchronous = off; create table note (id text primary key, flag integer)')
+  for (let i = 1; i <= 60; i++) app.prepare('insert into note values (?, 2)').run(`n${i}`)
+  using mirror = new PageMirror(dir, file)
+  await mirror.look('digests', 'settle')
+  app.exec('delete from note where rowid = 50')
+  await mirror.look('digests', 'settle')
+  app.exec(`update note set rowid = 50, flag = 3 where id = 'n10'`)
+  let pass = 0
+  const doubting = () => {
+    app.exec(
+      ++pass < 3 ? `update note set flag = flag + 1 where id = 'n20'` : `delete from note where id = 'n10'`,
+    )
+  }
+  await mirror.look('pages', 'settle', undefined, doubting)
+  assert.equal(pass, 3)
+  const {tombstones} = await mirror.look('pages', 'settle')
+  assert.deepEqual(tombstones, ['note n10'])
+})

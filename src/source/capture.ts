@@ -409,23 +409,30 @@ async function settleAside(
     if (aside.length === 0) return
     after = aside[aside.length - 1]?.rowid
     const wanted: bigint[] = []
-    const fresh = new Set<bigint>()
+    /** Keys of those that are known, to be found again. */
+    const known = new Map<bigint, string>()
     for (const row of aside) {
       const was = memory.claim(row.key)
       if (was !== undefined && Buffer.compare(was, row.digest) === 0) delta.place(table, row)
       else {
         wanted.push(row.rowid)
         finder?.doubt(table.name, row.rowid)
-        if (was === undefined) fresh.add(row.rowid)
+        if (was !== undefined) known.set(row.rowid, row.key)
       }
     }
     for (let rest = wanted; rest.length > 0;) {
       const asked = rest
       const page = await pace.read(() => reader.fetch(asked, pace.budget))
-      for (const row of page.rows) delta.upsert(table, row, fresh.has(row.rowid))
+      for (const row of page.rows) {
+        const isKnown = known.get(row.rowid) === row.key
+        if (isKnown) known.delete(row.rowid)
+        delta.upsert(table, row, !isKnown)
+      }
       for (const row of page.refused) refuse(table, row, memory, delta)
       rest = rest.slice(page.asked)
     }
+    // Gone or moved again since: the next run finds them, or finds that they are deleted.
+    for (const key of known.values()) memory.keep(key)
   }
 }
 

@@ -135,16 +135,28 @@ export class Sidecar implements Disposable {
   /**
    * Writes ahead what the cut will have changed. From here on a crash is settled by asking Postgres for its cut.
    *
-   * @param isConsistent false when a row may have been met twice, before and after the app moved it: the place where
-   * it was met last counts, or its old place would look like a delete next time.
+   * @param isConsistent false when a row may have been met twice, before and after the app moved it: nobody knows which
+   * place is its own now, and one that it has not would look like a delete next time. So it goes adrift.
    */
   intend(cutId: string, isConsistent: boolean): void {
     this.#write()
-    for (const {id} of isConsistent ? [] : this.#tables())
+    for (const {id} of isConsistent ? [] : this.#tables()) {
+      const met = `select key from intent where t = ${id} and digest is not null`
+      const left = `select rid from intent where t = ${id}`
+      // Of a row that was met with two contents nobody knows which one Postgres takes last.
       this.#run(
-        `insert or ignore into intent
-         select ${id}, rid, key, null from s${id} where key in (select key from intent where t = ${id} and digest is not null)`,
+        `insert or replace into intent_adrift
+         select ${id}, key, iif(count(*) > 1, zeroblob(16), max(digest)) from intent
+         where t = ${id} and digest is not null group by key
+         having count(*) > 1 or key in (select key from intent_adrift where t = ${id})
+           or key in (select key from s${id} where key in (${met}) and rid not in (${left}))`,
       )
+      this.#run(`insert or ignore into intent select ${id}, rid, key, null from s${id} where key in (${met})`)
+      this.#run(
+        `update intent set digest = null
+         where t = ${id} and key in (select key from intent_adrift where t = ${id})`,
+      )
+    }
     const {ended} = this.#claims
     if (ended.size > 0) this.#run('insert into intent_ended values (?)', ended.bytes)
     this.#setMeta('intent', cutId)
