@@ -395,8 +395,9 @@ export function fileSystemOf(file: string, mounts: string): string | undefined {
 /**
  * What the file system says of the source and its WAL: equal fingerprints of a settled file mean equal content.
  *
- * `ctime` is in it because nobody can set it back. Time stamps have a grain of some milliseconds, so a file that
- * changed within the last {@link GRAIN_MS} has no fingerprint yet.
+ * The file's `ctime` is in it because nobody can set it back. Not that of the files beside it: whenever root opens a
+ * source, SQLite sets their owner anew. Time stamps have a grain of some milliseconds, so a file that changed within the
+ * last {@link GRAIN_MS} has no fingerprint yet.
  */
 export type Fingerprint = string
 
@@ -412,8 +413,10 @@ export function fingerprint(file: string): Fingerprint | undefined {
       if (path === file) return undefined
       continue
     }
-    if (stat.ctimeMs > now - BigInt(GRAIN_MS)) return undefined
-    parts.push([stat.dev, stat.ino, stat.size, stat.mtimeNs, stat.ctimeNs].join(':'))
+    const {dev, ino, size, mtimeNs} = stat
+    const isItself = path === file
+    if ((isItself ? stat.ctimeMs : stat.mtimeMs) > now - BigInt(GRAIN_MS)) return undefined
+    parts.push([dev, ino, size, mtimeNs, isItself ? stat.ctimeNs : ''].join(':'))
   }
   return parts.join('|')
 }

@@ -1,0 +1,43 @@
+import assert from 'node:assert/strict'
+import {mkdtempSync, rmSync} from 'node:fs'
+import {tmpdir} from 'node:os'
+import {join} from 'node:path'
+import {DatabaseSync} from 'node:sqlite'
+import {setTimeout as sleep} from 'node:timers/promises'
+import {afterAll, beforeAll, test} from 'vitest'
+import {fingerprint, openSource} from './open.ts'
+
+const {signal} = new AbortController()
+
+let dir: string
+beforeAll(() => {
+  dir = mkdtempSync(join(tmpdir(), 'owsync-open-'))
+})
+afterAll(() => {
+  rmSync(dir, {recursive: true, force: true})
+})
+
+test(
+  'a source in WAL mode is the same after it was opened and read, also by root',
+  {timeout: 20_000},
+  async () => {
+    const file = join(dir, 'app.db')
+    using app = new DatabaseSync(file)
+    app.exec('pragma journal_mode = wal; create table note (body); insert into note values (1)')
+    assert.equal(fingerprint(file), undefined, 'it has just been written')
+    await sleep(2_100)
+    const settled = fingerprint(file)
+    assert.ok(settled !== undefined)
+    for (let n = 0; n < 3; n++) {
+      {
+        using source = await openSource(file, signal)
+        assert.equal(source.db.prepare('select count(*) as n from note').get()?.['n'], 1)
+        assert.equal(fingerprint(file), settled)
+      }
+      assert.equal(fingerprint(file), settled)
+    }
+    app.exec('insert into note values (2)')
+    await sleep(2_100)
+    assert.notEqual(fingerprint(file), settled)
+  },
+)
