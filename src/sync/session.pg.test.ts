@@ -54,6 +54,29 @@ describe.each(ways)('$journal, $capture', ({journal, capture}) => {
     }
   })
 
+  test('what comes and goes between a first load and the capture that closes it is not taken for known', async () => {
+    await using client = await leadingClient(leader, `session-${++clients}`)
+    makeFile(client.file, chance, {journal, rows: 40})
+    using app = new DatabaseSync(client.file)
+    const set = (i: number) => {
+      app.exec(`update measure set i = ${i} where id = 3`)
+    }
+    set(500)
+    let asked = 0
+    const pool = new Proxy(leader.host, {
+      apply: (_, __, [sql, ...values]: [TemplateStringsArray, ...unknown[]]) => {
+        // Before the load and before that capture the columns of the target are asked for.
+        if (sql.join('').includes('pg_attribute') && ++asked === 2) set(501)
+        return leader.host(sql, ...values)
+      },
+    })
+    await client.sync({pool, capture})
+    assert.equal(asked, 2)
+    set(500)
+    await client.sync({capture})
+    await assertMirror(leader.admin, schemaOf(client), client.file)
+  })
+
   test('a commit right after a run is seen by the next one', async () => {
     await using client = await loadedClient(journal)
     await using session = await sessionOf(client)

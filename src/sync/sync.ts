@@ -235,19 +235,20 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
       ? await audit.missed(cut, sidecar, run.limits.lockBudgetMs, signal)
       : undefined
   if (missed !== undefined) report.audit = missed
-  // A first load reads its rows after its pages were looked at, before the capture that only closes it.
-  const learned = () =>
-    finder?.learned(
-      loaded === undefined
-        ? cut.capture
-        : {consistent: loaded.undisturbedAt === openedAt, comparedTables: true},
-    )
+  const learned = () => {
+    // Of a row that waits neither the target nor the sidecar has what its page shows.
+    if (report.quarantined > 0 || (missed?.rows ?? 0) > 0) return undefined
+    if (loaded === undefined) return finder?.learned(cut.capture)
+    // A first load looks at the pages before it reads any row, and its closing capture looks at none.
+    const isUndisturbed = cut.capture.consistent && cut.capture.dataVersion === openedAt
+    return finder?.learned({consistent: isUndisturbed, comparedTables: true})
+  }
   const note = () => {
     sidecar.note('fingerprint', isSettled() ? seenAs : undefined)
     sidecar.note('identity', open.identity)
     sidecar.note('totals', report.totals)
     if (cut.capture.comparedAll) sidecar.note('audited', String(Date.now()))
-    if (finder !== undefined) keepPages(held, open, (missed?.rows ?? 0) > 0 ? undefined : learned())
+    if (finder !== undefined) keepPages(held, open, learned())
     sidecar.note('cookie', cookieOf(open, cut.capture.spec))
   }
   const schema = cut.isSchemaChanged || basis === undefined ? cut.schema : basis

@@ -5,6 +5,7 @@ import {DatabaseSync, type SQLInputValue} from 'node:sqlite'
 import {afterAll, beforeAll, describe, test} from 'vitest'
 import {raw} from '../../src/postgres/sql.ts'
 import {longestValue} from '../../src/source/open.ts'
+import {paged} from '../../src/sync/sync.ts'
 import {assertMirror, compareMirror} from '../mirror.ts'
 import {testSite, type Site} from '../site.ts'
 
@@ -96,6 +97,25 @@ describe('a row that a rule of the target’s owner refuses', () => {
       assert.deepEqual([...dead], ['chat one'])
     })
   }
+
+  test('is met again when it comes back just as it was, in a file that is captured by pages', async () => {
+    const {bytes} = paged
+    using _ = {[Symbol.dispose]: () => (paged.bytes = bytes)}
+    paged.bytes = 0
+    const {client, file, write} = newClient()
+    const set = (n: number) => {
+      write(`update chat set n = ${n} where id = 'one'`)
+    }
+    set(2)
+    await site.syncHere(client, {sqlite: file})
+    await site.db`alter table ${site.db(client, 'chat')} add constraint not_nine check (n <> 9)`
+    set(9)
+    assert.equal((await site.syncHere(client)).status, 'quarantined')
+    set(2)
+    assert.equal((await site.syncHere(client)).status, 'success')
+    set(9)
+    assert.equal((await site.syncHere(client)).status, 'quarantined')
+  })
 
   test('that never came is forgotten when it is deleted', async () => {
     const {client, file, write} = newClient()
