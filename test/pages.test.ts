@@ -149,30 +149,36 @@ test('a log that the app has removed when it closed is not taken for the one bef
   }
 })
 
-test('a log that has lost frames with its machine is read anew', async () => {
-  const [file, before] = [join(dir, 'lost.db'), join(dir, 'before')]
-  const write = (sql: string) => {
-    using app = new DatabaseSync(file)
-    app.exec('pragma wal_autocheckpoint = 0')
-    app.exec(sql)
-    // Closed last: a reader does not write the log back.
-    using other = new DatabaseSync(file, {readOnly: true})
-    other.prepare('select * from note').all()
-    app.close()
-  }
-  write(`pragma journal_mode = wal; create table note (body); insert into note values ('first'), ('second')`)
-  copyFileSync(`${file}-wal`, before)
-  using mirror = new PageMirror(dir, file)
-  write(`update note set body = 'is lost' where rowid = 1`)
-  await mirror.look('pages', 'settle')
-  mirror.leave()
-  copyFileSync(before, `${file}-wal`)
-  // As many frames with the same salts, and another content.
-  write(`update note set body = 'came after' where rowid = 2`)
-  mirror.restart()
-  const {upserts} = await mirror.look('pages', 'settle')
-  assert.deepEqual(upserts, ['note 1 ~i1;', 'note 2 ~i2;'])
-})
+for (const [what, isRestarted] of [
+  ['with its machine', true],
+  ['in a backup that took its place', false],
+] as const)
+  test(`a log that has lost frames ${what} is read anew`, async () => {
+    const [file, before] = [join(dir, `lost-${isRestarted}.db`), join(dir, 'before')]
+    const write = (sql: string) => {
+      using app = new DatabaseSync(file)
+      app.exec('pragma wal_autocheckpoint = 0')
+      app.exec(sql)
+      // Closed last: a reader does not write the log back.
+      using other = new DatabaseSync(file, {readOnly: true})
+      other.prepare('select * from note').all()
+      app.close()
+    }
+    write(
+      `pragma journal_mode = wal; create table note (body); insert into note values ('first'), ('second')`,
+    )
+    copyFileSync(`${file}-wal`, before)
+    using mirror = new PageMirror(dir, file)
+    write(`update note set body = 'is lost' where rowid = 1`)
+    await mirror.look('pages', 'settle')
+    mirror.leave()
+    copyFileSync(before, `${file}-wal`)
+    // As many frames with the same salts, and another content.
+    write(`update note set body = 'came after' where rowid = 2`)
+    if (isRestarted) mirror.restart()
+    const {upserts} = await mirror.look('pages', 'settle')
+    assert.deepEqual(upserts, ['note 1 ~i1;', 'note 2 ~i2;'])
+  })
 
 test('rows that are read because an interior page gave them to another one are not known by an older page', async () => {
   const file = join(dir, 'spans.db')

@@ -61,6 +61,7 @@ export async function scanPages(
   const isFirst = state !== known || state.pageCount === 0
   const wal = inTransaction ? readWal(source, state, isFirst) : undefined
   if (inTransaction && wal === undefined) return undefined
+  if (!inTransaction) state.leaveWal()
   // An index that was made for an empty log does not know how large the file is.
   const logged = wal?.end.pageCount ?? 0
   const pageCount = logged > 0 ? logged : Math.floor(fileBytes / pageSize)
@@ -120,7 +121,7 @@ function readWal(
     // Which frame holds which page is known in memory only.
     const again = known.frames <= end.frames ? frames({...end, frames: known.frames}) : undefined
     pages = new Map(again?.pages)
-    if (again?.place.sum1 !== known.sum1 || again.place.sum2 !== known.sum2) known = undefined
+    if (again === undefined) known = undefined
   }
   const grown = known === undefined ? undefined : frames(end, known)
   const found = grown ?? frames(end)

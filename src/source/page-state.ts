@@ -78,6 +78,12 @@ export class PageState {
     this.pageCount = pageCount
   }
 
+  /** The file has no log now. */
+  leaveWal(): void {
+    this.wal = undefined
+    this.walPages = new Map()
+  }
+
   touch(page: number): void {
     this.changedParts.add(Math.floor(page / PART_PAGES))
   }

@@ -87,6 +87,7 @@ export function readFrames(
   if (start === undefined) return undefined
   const from = since === undefined || since.frames === 0 ? start.place : since
   if (from.salt1 !== salt1 || from.salt2 !== salt2 || from.frames > end.frames) return undefined
+  if (from.frames > 0 && !isEndAt(read, pageSize, from)) return undefined
   let {sum1, sum2} = from
   let frame = from.frames + 1
   const frameBytes = FRAME_HEADER_BYTES + pageSize
@@ -104,6 +105,17 @@ export function readFrames(
     }
   }
   return {place: {salt1, salt2, frames: end.frames, sum1, sum2}, pages}
+}
+
+/** Whether the frames up to `place` are still those that were read: the last one's checksum is of all of them. */
+function isEndAt(
+  read: (buffer: Buffer, position: number) => number,
+  pageSize: number,
+  {frames, sum1, sum2}: WalPlace,
+): boolean {
+  const header = Buffer.alloc(FRAME_HEADER_BYTES)
+  if (read(header, frameOffset(frames, pageSize)) < FRAME_HEADER_BYTES) return false
+  return header.readUInt32BE(16) === sum1 && header.readUInt32BE(20) === sum2
 }
 
 /** @returns where the log with the salts of `end` begins. */
