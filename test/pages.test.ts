@@ -242,3 +242,20 @@ test('a row that goes after it was met at another place, and before its values a
   const {tombstones} = await mirror.look('pages', 'settle')
   assert.deepEqual(tombstones, ['note n10'])
 })
+
+test('a backup that was put back and migrated otherwise has other rows on the same pages', async () => {
+  const [file, backup] = [join(dir, 'migrated.db'), join(dir, 'backup.db')]
+  const write = (sql: string) => {
+    using app = new DatabaseSync(file)
+    app.exec(sql)
+  }
+  write(`create table note (body); insert into note values ('first'), ('second')`)
+  copyFileSync(file, backup)
+  using mirror = new PageMirror(dir, file)
+  for (const kind of ['a', 'b']) {
+    copyFileSync(backup, file)
+    write(`alter table note add column kind default '${kind}'`)
+    assert.equal((await mirror.look('pages', 'settle')).upserts.length, 2, kind)
+    mirror.leave()
+  }
+})

@@ -65,15 +65,16 @@ export class PageFinder implements Finder {
     try {
       const before = await whenFree(this.#source, () => readSchemaVersion(db), signal)
       const isAt = await whenFree(this.#source, () => readDataVersion(db), signal)
+      const {schema, tables} = await whenFree(this.#source, () => this.#schema(), signal)
       // Another schema has other trees, which may have taken over pages just as they were.
-      const known = this.#state?.schemaVersion === before ? this.#state : undefined
+      const known = this.#state?.schema === schema ? this.#state : undefined
       const scanned = await scanPages(this.#source, known, pace, isWal, signal)
       if (scanned === undefined) {
         this.#state = undefined
         this.#comparesAll = true
       } else {
         const {scan, state} = scanned
-        state.schemaVersion = before
+        state.schema = schema
         this.#state = state
         this.#usableBytes = scan.header.usableBytes
         for (let page = 1; page < Math.min(this.#dirty.length, scan.dirty.length); page++)
@@ -81,7 +82,7 @@ export class PageFinder implements Finder {
         this.#dirty = scan.dirty
         const isTooMuch = scan.dirtyCount > Math.max(FEW_DIRTY, state.pageCount * MOST_DIRTY_SHARE)
         const map = new PageMap(scan, state, pageReader(this.#source, state))
-        for (const {name, rootPage} of await whenFree(this.#source, () => this.#tables(), signal)) {
+        for (const {name, rootPage} of tables) {
           const steps = map.table(rootPage)
           let step = steps.next()
           while (step.done !== true) {
@@ -163,15 +164,20 @@ export class PageFinder implements Finder {
     for (let page = 1; page <= count; page++) if (isMeant(page)) yield page
   }
 
-  /** Tables whose rows lie by rowid; the others have trees of another kind, and all their rows are compared. */
-  #tables(): {name: string; rootPage: number}[] {
-    return this.#source.db
+  /**
+   * The tables whose rows lie by rowid (the others have trees of another kind, and all their rows are compared), and a
+   * digest of the whole schema: its cookie is the same again in a backup that was put back and migrated once more.
+   */
+  #schema(): {schema: string; tables: readonly {name: string; rootPage: number}[]} {
+    const rows = this.#source.db
       .prepare(
-        `select name, rootpage from sqlite_schema where type = 'table' and rootpage > 0
-         and name not in (select name from pragma_table_list where schema = 'main' and wr = 1)`,
+        `select name, rootpage as rootPage, sql, type = 'table' and rootpage > 0
+           and name not in (select name from pragma_table_list where schema = 'main' and wr = 1) as isWalked
+         from sqlite_schema`,
       )
-      .all()
-      .map(row => ({name: row['name'] as string, rootPage: Number(row['rootpage'])}))
+      .all() as {name: string; rootPage: number; sql: string | null; isWalked: number}[]
+    const schema = String(hashOf(Buffer.from(JSON.stringify(rows))))
+    return {schema, tables: rows.filter(row => row.isWalked === 1)}
   }
 
   #add(table: string, suspects: Suspects): void {

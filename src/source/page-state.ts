@@ -22,8 +22,8 @@ export class PageState {
   readonly pageSize: number
   /** Which save of the state this is; `undefined` before the first. */
   token: string | undefined
-  /** SQLite's schema cookie. */
-  schemaVersion: bigint | undefined
+  /** What the schema was: pages of another one may be of other tables, and their rows have other columns. */
+  schema: string | undefined
   pageCount = 0
   hashes: BigUint64Array
   kinds: Uint8Array
@@ -50,7 +50,7 @@ export class PageState {
   /** One that can be brought up to date without this one's taking part. */
   copy(): PageState {
     const copy = new PageState(this.pageSize)
-    copy.schemaVersion = this.schemaVersion
+    copy.schema = this.schema
     copy.pageCount = this.pageCount
     copy.hashes = this.hashes.slice()
     copy.kinds = this.kinds.slice()

@@ -28,8 +28,8 @@ export function writePages(rows: Rows, state: PageState): string {
     if (interior === undefined) rows.run('delete from interiors where page = ?', page)
     else rows.run('insert or replace into interiors values (?, ?)', page, interiorBytes(interior))
   }
-  const {pageSize, pageCount, wal} = state
-  const about: About = {token: randomUUID(), schema: String(state.schemaVersion), pageSize, pageCount, wal}
+  const {schema, pageSize, pageCount, wal} = state
+  const about: About = {token: randomUUID(), schema, pageSize, pageCount, wal}
   state.token = about.token
   state.changedParts.clear()
   state.changedInteriors.clear()
@@ -52,7 +52,7 @@ export function readPages(rows: Rows, about: string, inMemory: PageState | undef
     if (inMemory?.token === token) return inMemory
     const state = new PageState(pageSize)
     state.token = token
-    state.schemaVersion = BigInt(schema)
+    state.schema = schema
     state.resize(pageCount)
     state.wal = wal
     for (const {part, bytes} of rows.all('select part, bytes from pages'))
@@ -70,7 +70,7 @@ export function readPages(rows: Rows, about: string, inMemory: PageState | undef
 
 type About = {
   readonly token: string
-  readonly schema: string
+  readonly schema?: string | undefined
   readonly pageSize: number
   readonly pageCount: number
   readonly wal?: PageState['wal']
