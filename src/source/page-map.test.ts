@@ -14,6 +14,8 @@ class Pages {
   readonly state = new PageState(pageSize)
   /** Whether no page can be read any more after the pages were scanned. */
   isGone = false
+  /** After how many steps the last walk was over. */
+  steps = 0
   readonly #pages = new Map<number, Buffer>()
 
   set(number: number, page: Buffer): void {
@@ -42,7 +44,7 @@ class Pages {
     )
     const steps = map.table(2)
     let step = steps.next()
-    while (step.done !== true) step = steps.next()
+    for (this.steps = 1; step.done !== true; this.steps++) step = steps.next()
     map.finish()
     const leaves = step.value
     return leaves && {ranges: joined(leaves), leaves}
@@ -196,6 +198,25 @@ test('rows are suspects where a leaf has gone, and wherever an interior page is 
   pages.set(2, interior(6))
   pages.set(6, interior(5, [3, 10]))
   assert.deepEqual(pages.look()?.ranges, [{after: undefined, upTo: undefined}])
+})
+
+test('a walk lets go of its lock within a long chain, and after each interior page', () => {
+  const pages = new Pages()
+  pages.set(2, leaf([1, 3]))
+  for (let page = 3; page < 2_003; page++) pages.set(page, overflow(page < 2_002 ? page + 1 : 0))
+  pages.look()
+  assert.ok(pages.steps > 7, `${pages.steps} steps`)
+  assert.equal(pages.state.up[2_002], 2_001)
+
+  const wide = new Pages()
+  wide.set(2, interior(12, ...Array.from({length: 9}, (_, i) => [3 + i, 10 * (i + 1)] as const)))
+  for (let page = 3; page <= 12; page++) {
+    wide.set(page, interior(page + 10))
+    wide.set(page + 10, leaf())
+  }
+  wide.look()
+  wide.look()
+  assert.ok(wide.steps > 10, `${wide.steps} steps`)
 })
 
 test('trees that lead nowhere end', () => {

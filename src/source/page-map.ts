@@ -9,6 +9,9 @@ class Surprise extends Error {}
 /** How deep a b-tree can be: 2^31 pages of at least two children each, with room to spare. */
 const DEEPEST = 40
 
+/** A row of 256 MB has a chain of 65,000 pages: too many for one step. */
+const LINKS_A_STEP = 256
+
 /**
  * Maps changed pages to the rows that can have changed with them, table by table, one step at a time so that the
  * caller can let go of its lock between two steps.
@@ -97,7 +100,7 @@ export class PageMap {
     if (page < 1 || page > pageCount || depth > DEEPEST) throw new Surprise()
     if (kinds[page] === LEAF_TABLE) {
       if (isNew) this.#wanted[page] = 1
-      if (this.#wanted[page] === 1) this.#leaf(page, range, walk)
+      if (this.#wanted[page] === 1) yield* this.#leaf(page, range, walk)
       yield
       return
     }
@@ -121,19 +124,20 @@ export class PageMap {
     return this.#state.kinds[page] === LEAF_TABLE && this.#wanted[page] === 0
   }
 
-  #leaf(page: number, range: RowidRange, walk: TableWalk): void {
+  *#leaf(page: number, range: RowidRange, walk: TableWalk): Generator<void, void> {
     walk.leaves.push({page, after: range.after, upTo: range.upTo})
-    for (const first of this.#parse(page, chainsOf)) this.#followChain(page, first)
+    for (const first of this.#parse(page, chainsOf)) yield* this.#followChain(page, first)
   }
 
   /** Walks the chain of one row as it is now, and remembers it. */
-  #followChain(leaf: number, first: number): void {
+  *#followChain(leaf: number, first: number): Generator<void, void> {
     const state = this.#state
     const {links} = this.#scan
     let before = (leaf | IS_LEAF) >>> 0
     let steps = 0
     for (let page = first; page !== 0;) {
       if (page > state.pageCount || steps++ > state.pageCount) throw new Surprise()
+      if (steps % LINKS_A_STEP === 0) yield
       state.setUp(page, before)
       before = page
       page = links?.[page] ?? this.#link(page)
