@@ -49,7 +49,11 @@ export class PageFinder implements Finder {
     comparedTables,
   }: Pick<CaptureResult, 'consistent' | 'comparedTables'>): PageState | undefined {
     const state = this.#state
-    if (consistent || state === undefined) return state
+    if (state === undefined) return undefined
+    if (consistent) {
+      state.bereft.clear()
+      return state
+    }
     const isKept = new Uint8Array(state.pageCount + 1)
     for (const pages of this.#witnessed.values()) for (const page of pages) isKept[page] = 1
     state.unlearn(this.#pages(page => isKept[page] === 0 && (comparedTables || this.#dirty[page] === 1)))
@@ -61,6 +65,8 @@ export class PageFinder implements Finder {
     this.#isWal = isWal
     this.#leaves.clear()
     this.#witnessed.clear()
+    for (const page of this.#state?.bereft ?? []) this.#dirty[page] = 1
+    this.#state?.bereft.clear()
     if (isWal) db.exec('begin')
     try {
       const before = await whenFree(this.#source, () => readSchemaVersion(db), signal)

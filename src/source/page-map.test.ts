@@ -22,8 +22,12 @@ class Pages {
     this.#pages.set(number, page)
   }
 
-  /** Looks at the table whose tree begins at page 2. */
-  look(): {ranges: readonly RowidRange[]; leaves: readonly SuspectLeaf[]} | undefined {
+  /**
+   * Looks at the table whose tree begins at page 2.
+   *
+   * @param meanwhile called between the scan of the pages and the walk.
+   */
+  look(meanwhile?: () => void): {ranges: readonly RowidRange[]; leaves: readonly SuspectLeaf[]} | undefined {
     const count = Math.max(...this.#pages.keys())
     const {state} = this
     const isFirst = state.pageCount === 0
@@ -42,6 +46,7 @@ class Pages {
       (page, buffer, bytes) =>
         !this.isGone && (this.#pages.get(page)?.copy(buffer, 0, 0, bytes) ?? 0) === bytes,
     )
+    meanwhile?.()
     const steps = map.table(2)
     let step = steps.next()
     for (this.steps = 1; step.done !== true; this.steps++) step = steps.next()
@@ -198,6 +203,29 @@ test('rows are suspects where a leaf has gone, and wherever an interior page is 
   pages.set(2, interior(6))
   pages.set(6, interior(5, [3, 10]))
   assert.deepEqual(pages.look()?.ranges, [{after: undefined, upTo: undefined}])
+})
+
+test('a chain that was met on another leaf, and goes back, leads to its own', () => {
+  const pages = new Pages()
+  const own = leaf([5, 5])
+  pages.set(2, interior(4, [3, 10]))
+  pages.set(3, own)
+  pages.set(4, leaf([15, 6]))
+  for (const page of [5, 6]) pages.set(page, overflow(0))
+  pages.look()
+  pages.set(4, leaf([15, 6]))
+  pages.look(() => {
+    pages.set(3, leaf())
+    pages.set(4, leaf([15, 6], [16, 5]))
+  })
+  assert.equal(pages.state.up[5], (4 | IS_LEAF) >>> 0)
+  // The end of a capture that the app has disturbed.
+  pages.state.unlearn([4])
+  pages.set(3, own)
+  pages.set(4, leaf([15, 6]))
+  pages.look()
+  pages.set(5, overflow(0))
+  assert.deepEqual(pages.look()?.leaves, [{page: 3, after: undefined, upTo: 10n}])
 })
 
 test('a walk lets go of its lock within a long chain, and after each interior page', () => {

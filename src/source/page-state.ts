@@ -39,6 +39,11 @@ export class PageState {
   readonly changedInteriors = new Set<number>()
   /** Pages whose hash, kind or chain has changed since the state was saved, by part. */
   readonly changedParts = new Set<number>()
+  /**
+   * Pages whose follower in a chain was met behind another one since. If what was met was no state of the file, or is
+   * taken back, only they still lead to the row that it belongs to.
+   */
+  readonly bereft = new Set<number>()
 
   constructor(pageSize: number) {
     this.pageSize = pageSize
@@ -88,13 +93,15 @@ export class PageState {
     this.changedParts.add(Math.floor(page / PART_PAGES))
   }
 
-  /** Makes the next scan find these pages changed once more: they are as unknown as new ones. */
+  /** Makes the next scan find these pages changed once more, and the {@link bereft}: they are as unknown as new ones. */
   unlearn(pages: Iterable<number>): void {
-    for (const page of pages) {
-      if (page > this.pageCount) continue
-      this.hashes[page] = 0n
-      this.touch(page)
-    }
+    for (const some of [pages, this.bereft])
+      for (const page of some) {
+        if (page > this.pageCount) continue
+        this.hashes[page] = 0n
+        this.touch(page)
+      }
+    this.bereft.clear()
   }
 
   /** Remembers a page as it is. */
@@ -105,7 +112,9 @@ export class PageState {
   }
 
   setUp(page: number, before: number): void {
-    if (this.up[page] === before) return
+    const was = this.up[page] as number
+    if (was === before) return
+    if (was !== 0) this.bereft.add(was >= IS_LEAF ? was - IS_LEAF : was)
     this.up[page] = before
     this.touch(page)
   }
