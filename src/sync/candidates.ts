@@ -20,6 +20,8 @@ const REFUSED = Buffer.from('refused')
 export class Candidates implements Disposable {
   readonly #db: DatabaseSync
   readonly #statements = new Map<string, StatementSync>()
+  /** Whether the last cut's own memory of the rows is here. */
+  #isRemembered = false
 
   constructor() {
     // An empty name is a file that SQLite removes with the connection.
@@ -132,6 +134,7 @@ export class Candidates implements Disposable {
 
   /** Every candidate, judged by `judge`, whose verdict is kept. */
   judge(isRemembered: boolean, judge: (candidate: Candidate) => Verdict | 'moving'): void {
+    this.#isRemembered = isRemembered
     // Within the statement that changes them: each row is found once, in the order in which they lie.
     this.#db.function('judge', {varargs: true}, (...row) => {
       const [key, source, target, values, hash, accepted, known, changes] = row.map(
@@ -162,6 +165,17 @@ export class Candidates implements Disposable {
   verdictOf(key: string): Verdict | 'moving' | undefined {
     return this.#get('select verdict from rows where key = ?', key)?.['verdict'] as
       Verdict | 'moving' | undefined
+  }
+
+  /** Whether a row of the source was like this (`undefined`: not there) as of the last cut. */
+  wasAtCut(key: string, digest: Uint8Array | undefined): boolean {
+    const sql = this.#isRemembered
+      ? 'select known from rows where key = ?'
+      : `select iif(state = 'absent', null, hash) as known from rows where key = ?`
+    const known = (this.#get(sql, key)?.['known'] ?? undefined) as Uint8Array | undefined
+    return known === undefined || digest === undefined
+      ? known === digest
+      : Buffer.compare(known, digest) === 0
   }
 
   [Symbol.dispose](): void {

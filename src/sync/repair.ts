@@ -36,7 +36,9 @@ const SMALL_BYTES = 8 * 1024 * 1024
 
 /**
  * Applies the source's rows again where the target differs, and marks what the source lacks as deleted, in one fenced
- * transaction. The cut stays the same one: the next sync finds nothing new because of it.
+ * transaction. The cut stays the same one: the next sync finds nothing new because of it. So a row that the source has
+ * changed since that cut is left to the next sync: put right here, it would be wrong for good if the source then went
+ * back to what the cut knows.
  *
  * @returns how many differences it has put right.
  * @throws {GenerationMovedError} when somebody applied another cut since `deployment` was read.
@@ -52,9 +54,11 @@ export async function repair(
   clearSpools(place)
   const small = {rows: run.batchRows, bytes: SMALL_BYTES}
   const spools = tables.map(({layout}, i) => resources.use(new Spool(layout, place, i, small)))
-  await gather(run, tables, spools, signal)
+  const left = await gather(run, tables, spools, signal)
   const operations = tables.flatMap(({layout}) => structureOperations(layout, existing))
-  const changes = tables.map(({candidates}, i) => ({candidates, spool: spools[i] as Spool}))
+  const changes = tables.map(({candidates}, i) => {
+    return {candidates, spool: spools[i] as Spool, left: left[i] as ReadonlySet<string>}
+  })
   const work = changes.filter(({spool}) => spool.count > 0 || spool.tombstones.length > 0)
   if (operations.length === 0 && work.length === 0) return 0
 
@@ -63,7 +67,7 @@ export async function repair(
     await requireSameCut(tx, run.deployment)
     if (operations.length > 0)
       await tx`select sync_metadata.evolve_schema(${run.deployment.deploymentId}, ${json(operations)})`
-    for (const {spool, candidates} of work) {
+    for (const {spool, candidates, left} of work) {
       await applyTable(
         tx,
         run.deployment.schemaName,
@@ -78,7 +82,8 @@ export async function repair(
         new Set(),
         signal,
       )
-      if (candidates !== undefined) await clearMarks(tx, run.deployment.schemaName, spool.layout, candidates)
+      if (candidates !== undefined)
+        await clearMarks(tx, run.deployment.schemaName, spool.layout, candidates, left)
     }
   })
   const rows = work.reduce((total, {candidates, spool}) => {
@@ -87,20 +92,27 @@ export async function repair(
   return rows + tables.filter(({candidates}) => candidates === undefined).length
 }
 
-/** Reads the rows to be applied, before any transaction is open. */
+/** Reads the rows to be applied, before any transaction is open. @returns, for each table, the keys of those left out. */
 async function gather(
   run: RepairRun,
   tables: readonly TableRepair[],
   spools: readonly Spool[],
   signal: AbortSignal,
-): Promise<void> {
+): Promise<ReadonlySet<string>[]> {
+  const left = tables.map(() => new Set<string>())
   await withSnapshot(
     run.source,
     run.lockBudgetMs,
     async snapshot => {
       for (const [i, {spec, layout, candidates}] of tables.entries()) {
         const spool = spools[i] as Spool
-        for (const keys of candidates?.keys(5_000, 'extra') ?? []) spool.tombstones.push(...keys)
+        const isLeft = (key: string, digest: Uint8Array | undefined) => {
+          if (candidates?.wasAtCut(key, digest) ?? true) return false
+          left[i]?.add(key)
+          return true
+        }
+        for (const keys of candidates?.keys(5_000, 'extra') ?? [])
+          spool.tombstones.push(...keys.filter(key => !isLeft(key, undefined)))
         const encoder = new RowEncoder(layout)
         const isWanted = (key: string) => {
           const verdict = candidates?.verdictOf(key)
@@ -110,13 +122,14 @@ async function gather(
         }
         await snapshot.scan(spec, {
           row: row => {
-            if (isWanted(row.key)) spool.add(encoder.encode(row))
+            if (isWanted(row.key) && !isLeft(row.key, row.digest)) spool.add(encoder.encode(row))
           },
         })
       }
     },
     signal,
   )
+  return left
 }
 
 /** Puts back what a layout says and the client schema lacks. */
@@ -146,10 +159,11 @@ async function clearMarks(
   schemaName: string,
   layout: TableLayout,
   candidates: Candidates,
+  left: ReadonlySet<string>,
 ): Promise<void> {
   const table = raw(`${quote(schemaName)}.${quote(layout.target)}`)
   for (const verdict of ['missing', 'changed', 'hash', 'extra'] as const)
     for (const keys of candidates.keys(5_000, verdict))
       await tx`update ${table} set _sync_edited_by = null
-        where _sync_edited_by is not null and _sync_key = any(${keys}::text[])`
+        where _sync_edited_by is not null and _sync_key = any(${keys.filter(key => !left.has(key))}::text[])`
 }

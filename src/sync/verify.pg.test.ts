@@ -202,6 +202,23 @@ test('a mark of a foreign edit is looked at even quickly, and goes with the repa
   assert.deepEqual(row, {title: 'title 7', _sync_edited_by: null})
 })
 
+test('a row that the source has changed as well is left to the next sync, and never wrong for good', async () => {
+  const name = await client('twosided')
+  const titleInSource = (title: string) => {
+    m.source(name, db => {
+      db.prepare('update chat set title = ? where id = ?').run(title, 'id-7')
+    })
+  }
+  await m.admin`update twosided.chat set title = 'edited' where id = 'id-7'`
+  titleInSource('changed')
+  const {repaired, differences} = await m.verify(name, {repair: true})
+  assert.deepEqual([repaired, differences.length], [0, 1])
+  titleInSource('title 7')
+  await m.sync(name)
+  assert.equal((await m.verify(name, {repair: true})).repaired, 1)
+  await equal(name)
+})
+
 test('accepted differences are counted and no differences; without their mark they are', async () => {
   const name = await client('accepted')
   await m.admin`update accepted.chat set title = 'kept', _sync_diverged = gen_random_uuid() where n <= 2`
