@@ -135,7 +135,9 @@ async function readLong(path: string, signal: AbortSignal): Promise<number> {
     db.exec('begin')
     for (const table of ['chat', 'message']) {
       let rows = 0
-      const all = db.prepare(`select * from ${table}`).iterate()
+      const statement = db.prepare(`select * from ${table}`)
+      statement.setReadBigInts(true)
+      const all = statement.iterate()
       while (all.next().done !== true) if (++rows % 1_000 === 0) await sleep(0)
     }
     db.exec('commit')
