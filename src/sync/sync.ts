@@ -1,6 +1,7 @@
 import {randomUUID} from 'node:crypto'
 import {realpathSync} from 'node:fs'
 import type {SourceSchema} from '../core/layout.ts'
+import {together} from '../core/together.ts'
 import type {Lease} from '../cluster/lease.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {isWal, Pace} from '../source/capture.ts'
@@ -189,9 +190,7 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   if (!isLoaded && run.dryRun) return {result: await dryFirstLoad(run, report, open, signal)}
   const finder = isByPages ? new PageFinder(open, isLoaded ? pagesOf(held, open) : undefined) : undefined
   const audit = finder !== undefined && isAuditDue ? new Audit(open, finder) : undefined
-  // Pages before rows, as in every capture: so the next sync knows them already.
-  if (!isLoaded) await finder?.find(new Pace(open, run.limits.lockBudgetMs, signal), isWal(open), signal)
-  const loaded = isLoaded ? undefined : await load(run, open, sidecar, previous, signal)
+  const loaded = isLoaded ? undefined : await loadAndLook(run, open, sidecar, previous, finder, signal)
   const basis = loaded?.schema ?? previous
   const cookie = sidecar.noted('cookie')
   const isKnown =
@@ -239,7 +238,7 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
     // Of a row that waits neither the target nor the sidecar has what its page shows.
     if (report.quarantined > 0 || (missed?.rows ?? 0) > 0) return undefined
     if (loaded === undefined) return finder?.learned(cut.capture)
-    // A first load looks at the pages before it reads any row, and its closing capture looks at none.
+    // A first load looks at the pages while it reads the rows, and its closing capture looks at none.
     const isUndisturbed = cut.capture.consistent && cut.capture.dataVersion === openedAt
     return finder?.learned({consistent: isUndisturbed, comparedTables: true})
   }
@@ -313,6 +312,37 @@ function keepPages({pages, sidecar}: Held, source: Source, seen: PageState | und
   const state = source.isReplaced() ? undefined : seen
   sidecar.savePages(state)
   pages.state = state
+}
+
+/**
+ * Copies all rows, and looks at all pages, so that the next sync knows them already. What was looked at counts only when
+ * no commit came in between, so the one may be done while the other waits for Postgres.
+ */
+async function loadAndLook(
+  run: SyncRun,
+  source: Source,
+  sidecar: Sidecar,
+  previous: SourceSchema | undefined,
+  finder: PageFinder | undefined,
+  signal: AbortSignal,
+): Promise<Loaded> {
+  const isInWal = isWal(source)
+  const look = async (signal: AbortSignal) => {
+    await finder?.find(new Pace(source, run.limits.lockBudgetMs, signal), isInWal, signal)
+  }
+  // In WAL mode a look needs a transaction of the connection that the load reads with.
+  if (isInWal) await look(signal)
+  const loading = Promise.withResolvers<Loaded>()
+  await together(
+    signal,
+    async signal => {
+      loading.resolve(await load(run, source, sidecar, previous, signal))
+    },
+    async signal => {
+      if (!isInWal) await look(signal)
+    },
+  )
+  return await loading.promise
 }
 
 async function load(
