@@ -22,3 +22,11 @@ export class UsageError extends SyncError {
     this.next = next
   }
 }
+
+/** @returns what kind of failure this is, as one word of a small set: our code, a SQLSTATE, a system's code. */
+export function errorTypeOf(error: unknown): string {
+  if (!(error instanceof Error)) return 'unexpected'
+  if (error.name === 'AbortError') return 'aborted'
+  const {code} = error as {code?: unknown}
+  return typeof code === 'string' && /^[A-Z0-9_]{3,40}$/.test(code) ? code : 'unexpected'
+}

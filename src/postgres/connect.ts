@@ -2,8 +2,10 @@ import {once} from 'node:events'
 import {setTimeout as sleep} from 'node:timers/promises'
 import pg from 'pg'
 import {from as copyFromStream, to as copyToStream} from 'pg-copy-streams'
+import {errorTypeOf} from '../core/errors.ts'
 import {PatientSocket} from '../net/dial.ts'
 import type {Endpoint} from '../net/endpoint.ts'
+import {queryTypeOf, type PoolObserver} from './observe.ts'
 import {
   render,
   sqlOf,
@@ -26,6 +28,8 @@ export type ConnectOptions = {
   readonly answerWithinMs?: number
   /** Called whenever the server has answered, or has taken or sent a part of a COPY: it is alive. */
   readonly onAnswer?: () => void
+  /** Told of each statement and of the pool's connections, for metrics. */
+  readonly observer?: PoolObserver | undefined
 }
 
 const CONNECT_WITHIN_MS = 10_000
@@ -35,7 +39,7 @@ const ignore = () => undefined
 
 /** Makes a pool. Nothing is sent before its first use. No password, setting or statement name outlives a connection. */
 export function connect(endpoint: Endpoint, options: ConnectOptions): Pool {
-  const {applicationName} = options
+  const {applicationName, observer, max = 10} = options
   const clients = new Set<pg.Client>()
 
   class Client extends pg.Client {
@@ -57,6 +61,10 @@ export function connect(endpoint: Endpoint, options: ConnectOptions): Pool {
         types,
       })
       clients.add(this)
+      const startedAt = performance.now()
+      this.once('connect', () => {
+        observer?.onStatement({type: 'connect', seconds: (performance.now() - startedAt) / 1_000})
+      })
       this.once('end', () => clients.delete(this))
       // A lost connection fails its statement; without a listener the event would end the process.
       this.on('error', ignore)
@@ -68,24 +76,34 @@ export function connect(endpoint: Endpoint, options: ConnectOptions): Pool {
     }
   }
 
-  const pool = new pg.Pool({max: options.max ?? 10, Client, idleTimeoutMillis: 30_000})
+  const pool = new pg.Pool({max, Client, idleTimeoutMillis: 30_000})
   pool.on('error', ignore)
+  const count = () => {
+    observer?.onPool({open: pool.totalCount, available: max - pool.totalCount + pool.idleCount})
+  }
+  pool.on('remove', count)
 
   let ending: Promise<void> | undefined
   const waiting = new Set<(reason: Error) => void>()
   const checkOut = async (): Promise<Session> => {
+    const startedAt = performance.now()
     const checkedOut = pool.connect()
     // The driver's pool forgets whoever waits when it ends.
     const gaveUp = Promise.withResolvers<never>()
     waiting.add(gaveUp.reject)
     try {
       const client = await Promise.race([checkedOut, gaveUp.promise])
-      return new Session(client, endpoint.display, options)
+      count()
+      return new Session(client, endpoint.display, {...options, onRelease: count})
     } catch (error) {
       checkedOut.then(client => {
         client.release(true)
       }, ignore)
-      throw ending ? error : translate(error, 'connect', endpoint.display)
+      if (ending) throw error
+      const translated = translate(error, 'connect', endpoint.display)
+      const seconds = (performance.now() - startedAt) / 1_000
+      observer?.onStatement({type: 'connect', seconds, error: errorTypeOf(translated)})
+      throw translated
     } finally {
       waiting.delete(gaveUp.reject)
     }
@@ -141,18 +159,27 @@ class Session {
   readonly #address: string
   readonly #answerWithinMs: number | undefined
   readonly onAnswer: () => void
+  readonly #observer: PoolObserver | undefined
+  readonly #onRelease: () => void
   #tail: Promise<unknown> = Promise.resolve()
   #broken = false
 
   constructor(
     client: pg.PoolClient,
     address: string,
-    {answerWithinMs, onAnswer = ignore}: Omit<ConnectOptions, 'applicationName'>,
+    {
+      answerWithinMs,
+      onAnswer = ignore,
+      observer,
+      onRelease,
+    }: Omit<ConnectOptions, 'applicationName'> & {readonly onRelease: () => void},
   ) {
     this.#client = client
     this.#address = address
     this.#answerWithinMs = answerWithinMs
     this.onAnswer = onAnswer
+    this.#observer = observer
+    this.#onRelease = onRelease
   }
 
   get client(): pg.PoolClient {
@@ -161,7 +188,7 @@ class Session {
 
   async run(statement: Fragment, during: During = 'transaction'): Promise<object[]> {
     const {text, values} = render(statement)
-    const result = await this.exclusively(() => this.answered(this.#client.query(text, values)), during)
+    const result = await this.exclusively(text, () => this.answered(this.#client.query(text, values)), during)
     // Several statements in one message give several results, which the driver's types leave out.
     const last = [result as pg.QueryResult<object> | pg.QueryResult<object>[]].flat().at(-1)
     return last?.rows ?? []
@@ -169,21 +196,34 @@ class Session {
 
   /** Sends text of our own as one message. @returns the command tag of its last statement. */
   async command(text: string, during: During): Promise<string> {
-    const result = await this.exclusively(() => this.answered(this.#client.query(text)), during)
+    const result = await this.exclusively(text, () => this.answered(this.#client.query(text)), during)
     return [result as pg.QueryResult | pg.QueryResult[]].flat().at(-1)?.command ?? ''
   }
 
   /** One after the other, in the order of the calls: siblings that share a transaction do not mix their messages. */
-  async exclusively<T>(work: () => Promise<T>, during: During): Promise<T> {
-    const turn = this.#tail.then(work)
+  async exclusively<T>(text: string, work: () => Promise<T>, during: During): Promise<T> {
+    let startedAt = 0
+    const turn = this.#tail.then(() => {
+      startedAt = performance.now()
+      return work()
+    })
     this.#tail = turn.catch(ignore)
     try {
-      return await turn
+      const result = await turn
+      this.#observe(text, startedAt)
+      return result
     } catch (error) {
       const translated = translate(error, during, this.#address)
       if (translated instanceof ConnectionLostError) this.#broken = true
+      this.#observe(text, startedAt, errorTypeOf(translated))
       throw translated
     }
+  }
+
+  #observe(text: string, startedAt: number, error?: string): void {
+    if (this.#observer === undefined) return
+    const seconds = (performance.now() - startedAt) / 1_000
+    this.#observer.onStatement({type: queryTypeOf(text), seconds, ...(error !== undefined && {error})})
   }
 
   /** Waits for an answer, but no longer than the pool's limit: a dead network otherwise says nothing for minutes. */
@@ -214,6 +254,7 @@ class Session {
     // A connection still within a transaction must not reach the next caller.
     const isClean = !this.#broken && this.#client.getTransactionStatus() === 'I'
     this.#client.release(!isClean)
+    this.#onRelease()
   }
 
   async close(): Promise<void> {
@@ -221,6 +262,7 @@ class Session {
     const {stream} = this.#client.connection
     const ended = once(this.#client, 'end')
     this.#client.release(true)
+    this.#onRelease()
     // A connection that was lost has ended already, and says so only once.
     if (!stream.destroyed) await atMost(CLOSE_WITHIN_MS, ended)
     stream.destroy()
@@ -297,7 +339,7 @@ function txOf(session: Session, scope: {isOver: boolean}): Tx {
   return Object.assign(sql, {
     async copyFrom(statement: Fragment, source: AsyncIterable<Uint8Array>, signal?: AbortSignal) {
       alive()
-      return session.exclusively(() => copyFrom(session, statement, source, signal), 'transaction')
+      return session.exclusively('copy', () => copyFrom(session, statement, source, signal), 'transaction')
     },
     copyTo(statement: Fragment, signal?: AbortSignal) {
       alive()
@@ -441,10 +483,14 @@ async function* copyTo(
   signal?.throwIfAborted()
   const turn = Promise.withResolvers<undefined>()
   const started = Promise.withResolvers<undefined>()
-  const whole = session.exclusively(() => {
-    started.resolve(undefined)
-    return turn.promise
-  }, 'transaction')
+  const whole = session.exclusively(
+    'copy',
+    () => {
+      started.resolve(undefined)
+      return turn.promise
+    },
+    'transaction',
+  )
   whole.catch(ignore)
   await started.promise
 

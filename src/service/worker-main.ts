@@ -1,6 +1,7 @@
 import type {Lease} from '../cluster/lease.ts'
 import {parseEndpoint, withChanges} from '../net/endpoint.ts'
 import {connect} from '../postgres/connect.ts'
+import type {PoolSeen, StatementSeen} from '../postgres/observe.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {waitForDeployment} from '../sync/lock.ts'
 import {forgetPages, Session, type SessionRun} from '../sync/session.ts'
@@ -43,6 +44,9 @@ class Worker {
   #running: Promise<void> | undefined
   #progressAt = 0
   #toldAt = 0
+  #statements: StatementSeen[] = []
+  #connections: PoolSeen = {open: 0, available: 0}
+  #toldConnections = this.#connections
 
   constructor(settings: WorkerSettings, tell: (message: FromWorker) => void) {
     this.#settings = settings
@@ -59,6 +63,14 @@ class Worker {
       answerWithinMs: settings.answerWithinMs,
       onAnswer: () => {
         this.#progressAt = performance.now()
+      },
+      observer: {
+        onStatement: statement => {
+          this.#statements.push(statement)
+        },
+        onPool: pool => {
+          this.#connections = pool
+        },
       },
     })
     const at = (level: Level) => (fields: Fields, message: string) => {
@@ -90,6 +102,7 @@ class Worker {
           type: 'beat',
           stillMs: this.#inHand === undefined ? 0 : performance.now() - this.#progressAt,
         })
+        this.#tellOfDatabase()
         break
       case 'stop':
         this.#inHand?.stop.abort(errorOf(message.reason))
@@ -141,7 +154,16 @@ class Worker {
     this.#inHand = undefined
     if (this.#lease.signal.aborted) this.#closeIdle()
     this.#economize()
+    this.#tellOfDatabase()
     this.#tell(told)
+  }
+
+  #tellOfDatabase(): void {
+    const statements = this.#statements
+    if (statements.length === 0 && this.#connections === this.#toldConnections) return
+    this.#statements = []
+    this.#toldConnections = this.#connections
+    this.#tell({type: 'database', statements, pool: this.#connections})
   }
 
   #progress(table: string, rows: number): void {

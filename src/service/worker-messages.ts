@@ -1,5 +1,6 @@
 import {SyncError} from '../core/errors.ts'
 import type {Tls} from '../net/endpoint.ts'
+import type {PoolSeen, StatementSeen} from '../postgres/observe.ts'
 import type {Place, SessionRun} from '../sync/session.ts'
 import type {SyncResult} from '../sync/sync.ts'
 import type {Fields, Log} from '../telemetry/log.ts'
@@ -38,6 +39,8 @@ export type FromWorker =
   | {readonly type: 'ready'}
   /** Answers a beat: for how long the run in hand has made no progress. */
   | {readonly type: 'beat'; readonly stillMs: number}
+  /** What it has done in Postgres since it last spoke of it: with a beat and before a run ends. */
+  | {readonly type: 'database'; readonly statements: readonly StatementSeen[]; readonly pool: PoolSeen}
   | {readonly type: 'progress'; readonly table: string; readonly rows: number}
   | {readonly type: 'done'; readonly result: SyncResult}
   | {readonly type: 'failed'; readonly error: ErrorFacts}

@@ -3,6 +3,7 @@ import {setTimeout as sleep} from 'node:timers/promises'
 import {fileURLToPath} from 'node:url'
 import type {Lease} from '../cluster/lease.ts'
 import {SyncError} from '../core/errors.ts'
+import type {PoolSeen, StatementSeen} from '../postgres/observe.ts'
 import {exitOf} from '../postgres/server.ts'
 import type {SyncResult} from '../sync/sync.ts'
 import type {Log} from '../telemetry/log.ts'
@@ -52,6 +53,8 @@ export type WorkerOptions = {
   readonly log: Log
   /** Called once, before a run that it had in hand is told as failed. */
   readonly onEnd: (worker: Worker) => void
+  /** What it has done in Postgres since the last call. What it did in its last half second is lost when it is killed. */
+  readonly onDatabase?: (worker: Worker, statements: readonly StatementSeen[], pool: PoolSeen) => void
   /** After so many beats without an answer it is taken for frozen, and killed. */
   readonly mostUnanswered?: number
 }
@@ -178,6 +181,9 @@ export class Worker implements AsyncDisposable {
           this.#stop(run, new StalledError(run.order.clientName, stallMs / 1_000))
         break
       }
+      case 'database':
+        this.#options.onDatabase?.(this, message.statements, message.pool)
+        break
       case 'progress':
         run?.onProgress(message.table, message.rows)
         break

@@ -13,6 +13,7 @@ import {assertMirror} from '../../test/mirror.ts'
 import {chanceOf, mutate, seedOf, type Chance} from '../../test/mutator.ts'
 import type {ParentNews, ParentOrder} from '../../test/worker-parent.ts'
 import {holdingUp, isAlive, isGone, optionsOf, pidOf, workerClient, workersOf} from '../../test/workers.ts'
+import {createMetrics, observePool} from '../telemetry/metrics.ts'
 import type {Workers} from './workers.ts'
 
 const {signal} = new AbortController()
@@ -31,6 +32,40 @@ afterAll(() => leader[Symbol.asyncDispose]())
 
 const newClient = (journal?: 'delete' | 'wal') => workerClient(leader, `worked-${++clients}`, chance, journal)
 type Client = Awaited<ReturnType<typeof newClient>>
+
+test('what workers do in Postgres is counted here, and their connections are shown while they live', async () => {
+  await using client = await newClient()
+  const metrics = createMetrics()
+  const valueOf = async (name: string, labels: Record<string, string> = {}) =>
+    ((await metrics.registry.getSingleMetric(name)!.get()).values as Value[])
+      .filter(({labels: has}) => Object.entries(labels).every(([label, value]) => has[label] === value))
+      .reduce((sum, {value}) => sum + value, 0)
+  {
+    await using workers = workersOf(leader, {observer: observePool(metrics, 'workers')})
+    await workers.sync(client.order, signal)
+    const before = await valueOf('db_queries_total', {query_type: 'commit', status: 'success'})
+    assert.ok(before >= 1, `${before} commits`)
+    assert.ok((await valueOf('db_pool_size', {pool_name: 'workers'})) >= 1)
+    mutate(client.file, chance)
+    await workers.sync(client.order, signal)
+    assert.ok((await valueOf('db_queries_total', {query_type: 'commit', status: 'success'})) > before)
+    assert.equal(await valueOf('fenced_writes_total'), 0)
+  }
+  assert.equal(await valueOf('db_pool_size', {pool_name: 'workers'}), 0)
+
+  // The same work under an epoch that was never given.
+  const options = optionsOf(leader)
+  await using outdated = workersOf(leader, {
+    settings: {...options.settings, epoch: 0n},
+    observer: observePool(metrics, 'workers'),
+  })
+  mutate(client.file, chance)
+  assert.ok((await refusal(outdated.sync(client.order, signal))) instanceof SyncError)
+  assert.equal(await valueOf('fenced_writes_total'), 1)
+  assert.equal(await valueOf('errors_total', {error_type: 'SYNC_FENCED_OUT'}), 1)
+})
+
+type Value = {readonly labels: Readonly<Record<string, string>>; readonly value: number}
 
 describe('who runs what', () => {
   test('many deployments share a few processes, and each stays with its own', async () => {

@@ -1,6 +1,7 @@
 import type {Lease} from '../cluster/lease.ts'
 import type {Config} from '../config/config.ts'
 import {urlOf, type Endpoint} from '../net/endpoint.ts'
+import type {PoolObserver, PoolSeen} from '../postgres/observe.ts'
 import type {SyncResult} from '../sync/sync.ts'
 import type {Log} from '../telemetry/log.ts'
 import {assign, type WorkerView} from './assign.ts'
@@ -8,13 +9,21 @@ import {limitsOf} from './sync-once.ts'
 import {Worker, WorkerLostError, type Progress, type WorkerOptions} from './worker.ts'
 import type {Order} from './worker-messages.ts'
 
-export type WorkersOptions = Omit<WorkerOptions, 'onEnd'> & {
+export type WorkersOptions = Omit<WorkerOptions, 'onEnd' | 'onDatabase'> & {
   /** The most processes at once. */
   readonly most: number
+  /** Told of what all of them do in Postgres, their pools taken as one. */
+  readonly observer?: PoolObserver | undefined
 }
 
 /** What the settings say about workers, under one lease. */
-export function workersOptions(config: Config, endpoint: Endpoint, lease: Lease, log: Log): WorkersOptions {
+export function workersOptions(
+  config: Config,
+  endpoint: Endpoint,
+  lease: Lease,
+  log: Log,
+  observer?: PoolObserver,
+): WorkersOptions {
   const {stateDir, syncTimeoutMs, maxSyncWorkers} = config
   const {nodeId, epoch} = lease
   return {
@@ -32,6 +41,7 @@ export function workersOptions(config: Config, endpoint: Endpoint, lease: Lease,
     log,
     stallMs: syncTimeoutMs,
     most: maxSyncWorkers,
+    observer,
   }
 }
 
@@ -60,6 +70,7 @@ export class Workers implements AsyncDisposable {
   readonly #workers = new Set<Worker>()
   readonly #held = new Map<Worker, Set<string>>()
   readonly #inHand = new Map<Worker, {readonly order: Order; readonly since: number}>()
+  readonly #pools = new Map<Worker, PoolSeen>()
   /** In the order in which they came. */
   readonly #waiting: Waiting[] = []
   /** Deployments that are on their way from one worker to another. */
@@ -219,13 +230,26 @@ export class Workers implements AsyncDisposable {
       onEnd: ended => {
         this.#workers.delete(ended)
         this.#held.delete(ended)
+        this.#pools.delete(ended)
+        this.#countConnections()
         // Else when its run has been told as failed, and must rest.
         if (!this.#inHand.has(ended)) this.#dispatch()
+      },
+      onDatabase: (from, statements, pool) => {
+        for (const statement of statements) this.#options.observer?.onStatement(statement)
+        this.#pools.set(from, pool)
+        this.#countConnections()
       },
     })
     this.#workers.add(worker)
     this.#held.set(worker, new Set())
     return worker
+  }
+
+  #countConnections(): void {
+    const pools = [...this.#pools.values()]
+    const sum = (of: keyof PoolSeen) => pools.reduce((total, pool) => total + pool[of], 0)
+    this.#options.observer?.onPool({open: sum('open'), available: sum('available')})
   }
 
   #viewOf(worker: Worker): WorkerView {

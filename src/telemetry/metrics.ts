@@ -1,4 +1,5 @@
 import {Counter, Gauge, Histogram, Registry} from 'prom-client'
+import {errorTypeOf} from '../core/errors.ts'
 
 /** Upper bounds of sync durations, in seconds: an unchanged file to a first load of an hour. */
 const syncSeconds = [1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1_800, 3_600]
@@ -143,4 +144,36 @@ export function createMetrics() {
     contentType: registry.contentType,
     registry,
   }
+}
+
+/** What a pool's connections and statements do to the metrics; fits the `observer` of a pool. */
+export function observePool(metrics: Metrics, poolName: string) {
+  return {
+    onStatement({
+      type,
+      seconds,
+      error,
+    }: {
+      readonly type: string
+      readonly seconds: number
+      readonly error?: string
+    }) {
+      metrics.queries.inc({query_type: type, status: error === undefined ? 'success' : 'error'})
+      metrics.queryDuration.observe({query_type: type}, seconds)
+      // Work that was called off is no failure.
+      if (error === undefined || error === 'aborted') return
+      metrics.errors.inc({component: 'postgres', error_type: error})
+      // Each transaction that is refused fails in one statement: the one that asserts the lease.
+      if (error === 'SYNC_FENCED_OUT') metrics.fencedWrites.inc()
+    },
+    onPool({open, available}: {readonly open: number; readonly available: number}) {
+      metrics.poolSize.set({pool_name: poolName}, open)
+      metrics.poolAvailable.set({pool_name: poolName}, available)
+    },
+  }
+}
+
+/** Counts a failure that nobody throws any further. */
+export function countError(metrics: Pick<Metrics, 'errors'>, component: string, error: unknown): void {
+  metrics.errors.inc({component, error_type: errorTypeOf(error)})
 }
