@@ -185,7 +185,11 @@ const telemetry = {
   ]),
   alertsWebhookUrl: secretUrl('ALERTS_WEBHOOK_URL', 'Webhook that gets alerts as JSON.', ['https', 'http']),
   alertsPagerdutyKey: secret('ALERTS_PAGERDUTY_KEY', 'PagerDuty Events v2 integration key.'),
-  alertsSmtpUrl: secretUrl('ALERTS_SMTP_URL', 'Mail server that sends alerts.', ['smtp', 'smtps']),
+  alertsSmtpUrl: secretUrl(
+    'ALERTS_SMTP_URL',
+    'Mail server that sends alerts, with its login; `?from=ADDRESS` names the sender.',
+    ['smtp', 'smtps'],
+  ),
   alertsEmailTo: list('ALERTS_EMAIL_TO', 'Who gets alerts by e-mail.'),
 } as const
 
