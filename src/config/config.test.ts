@@ -56,6 +56,9 @@ describe('a setting is read as what it says', () => {
     [{API_LOCAL_NETWORKS: '172.18.0.1,fd00::/8'}, 'apiLocalNetworks', ['172.18.0.1/32', 'fd00::/8']],
     [{STATE_DIR: 'state'}, 'stateDir', join(process.cwd(), 'state')],
     [{LOG_FORMAT: 'pretty'}, 'logFormat', 'pretty'],
+    [{DB_SIZE_LIMIT: '500MB'}, 'dbSizeLimitBytes', 524_288_000],
+    [{DB_SIZE_LIMIT: '1.5 tb'}, 'dbSizeLimitBytes', 1.5 * 1024 ** 4],
+    [{DB_SIZE_LIMIT: '1024'}, 'dbSizeLimitBytes', 1_024],
     [
       {CONFLICT_RESOLUTION_CONFIG: '{"default": "manual"}'},
       'conflictResolutionConfig',
@@ -80,6 +83,8 @@ describe('a value that cannot be used is refused by name', () => {
     [{API_PORT: '70000'}, /API_PORT is "70000": expected a whole number, at least 0, at most 65535/],
     [{API_PORT: '1e3'}, /API_PORT/],
     [{BATCH_SIZE: '0'}, /BATCH_SIZE/],
+    [{DB_SIZE_LIMIT: '8 gigs'}, /DB_SIZE_LIMIT is "8 gigs": expected a size such as 500MB or 8GB/],
+    [{DB_SIZE_LIMIT: '0'}, /DB_SIZE_LIMIT/],
     [{ROLE: 'node-c'}, /ROLE is "node-c": expected node-a \| node-b \| primary \| secondary/],
     [{CLUSTER_NAME: 'a b'}, /CLUSTER_NAME is "a b"/],
     [{CLUSTER_NAME: 'a', HOST_NAME: 'b'}, /CLUSTER_NAME and HOST_NAME name the same setting and differ/],

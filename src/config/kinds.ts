@@ -138,6 +138,11 @@ export function duration(env: string, about: string, standard: string, span: Spa
   }
 }
 
+/** A number of bytes: `500MB`, `8GB`, `1.5TB`, in steps of 1024 as Postgres has them; a bare number is bytes. */
+export function size(env: string, about: string): Setting<number | undefined> {
+  return {...named(env, about, 'size such as 500MB or 8GB'), read: parseSize, absent: undefined}
+}
+
 /** A whole number within bounds; `undefined` as `standard` leaves it open. */
 export function wholeNumber<D extends number | undefined>(
   env: string,
@@ -223,6 +228,15 @@ export function parseDuration(text: string): number {
     throw new Error('expected a duration such as 250ms, 10s, 5m, 4h or 30d')
   }
   return Math.round(Number(amount) * unitMs)
+}
+
+const sizeUnits = ['B', 'KB', 'MB', 'GB', 'TB']
+
+function parseSize(text: string): number {
+  const [, amount, unit = 'B'] = /^(\d{1,15}(?:\.\d{1,6})?)\s*([KMGT]?B)?$/i.exec(text) ?? []
+  const bytes = Math.round(Number(amount) * 1024 ** sizeUnits.indexOf(unit.toUpperCase()))
+  if (!(bytes >= 1) || !Number.isSafeInteger(bytes)) throw new Error('expected a size such as 500MB or 8GB')
+  return bytes
 }
 
 function named(

@@ -9,6 +9,7 @@ import {
   paths,
   secret,
   secretUrl,
+  size,
   text,
   url,
   wholeNumber,
@@ -38,6 +39,10 @@ const postgres = {
   dbSslCaFile: path(
     'DB_SSL_CA_FILE',
     'Certificates to trust instead of those Node comes with: Supabase’s, or your own CA’s, as PEM.',
+  ),
+  dbSizeLimitBytes: size(
+    'DB_SIZE_LIMIT',
+    'What the database may take, as its plan or its disk says: an alert comes at 80 % of it.',
   ),
 } as const
 

@@ -19,17 +19,19 @@ export type Severity = 'critical' | 'error' | 'warning'
 /** Something that is wrong now. */
 export type Cause = {
   readonly rule: AlertRule
-  /** What it concerns: a client, or nothing when it is the cluster. One cause is one rule and one client. */
+  /** What it concerns: a client, a node, or neither when it is the cluster. With the rule it says which cause it is. */
   readonly client?: string | undefined
+  readonly node?: string | undefined
   /** A sentence for a person, without what is in rows. */
   readonly summary: string
 }
 
-/** What is sent: that something is wrong, or that it is not any more. */
+/** One message: that something is wrong, or that it is not any more. */
 export type Notice = {
   readonly event: 'raised' | 'recovered'
   readonly rule: AlertRule
   readonly client?: string | undefined
+  readonly node?: string | undefined
   readonly summary: string
   /** ISO 8601. */
   readonly raisedAt: string
@@ -40,6 +42,7 @@ export type Notice = {
 export type Remembered = {
   readonly rule: AlertRule
   readonly client?: string | undefined
+  readonly node?: string | undefined
   readonly summary: string
   readonly raisedAt: string
   /** Absent while it is open. */
@@ -53,8 +56,9 @@ export type AlertMemory = Readonly<Record<string, Remembered>>
 export const COOL_DOWN_MS = 600_000
 
 /** @returns the name of a cause, the same for as long as it lasts and each time that it comes back. */
-export function keyOf({rule, client}: Pick<Cause, 'rule' | 'client'>): string {
-  return client === undefined ? rule : `${rule}/${client}`
+export function keyOf({rule, client, node}: Pick<Cause, 'rule' | 'client' | 'node'>): string {
+  const subject = client ?? node
+  return subject === undefined ? rule : `${rule}/${subject}`
 }
 
 /** @returns where docs/operations.md says what to do. */
@@ -78,14 +82,14 @@ export function decideAlerts(
   const at = now.toISOString()
   const next: Record<string, Remembered> = {}
   const notices: Notice[] = []
-  for (const {rule, client, summary} of causes) {
-    const key = keyOf({rule, client})
+  for (const {rule, client, node, summary} of causes) {
+    const key = keyOf({rule, client, node})
     const known = memory[key]
     if (known !== undefined && isKept(known, now, coolDownMs)) {
       next[key] = known
       continue
     }
-    const what = {rule, ...(client !== undefined && {client}), summary}
+    const what = {rule, ...(client !== undefined && {client}), ...(node !== undefined && {node}), summary}
     next[key] = {...what, raisedAt: at}
     notices.push({event: 'raised', ...what, raisedAt: at, at})
   }

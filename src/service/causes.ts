@@ -1,0 +1,143 @@
+import type {ClusterCondition, DeploymentCondition} from '../state/conditions.ts'
+import type {Cause} from '../telemetry/alert.ts'
+
+/** From where on something is worth a message. */
+export type AlertLimits = {
+  /** Failed attempts in a row. */
+  readonly failures: number
+  readonly lagSeconds: number
+  /** Takeovers within ten minutes: a switchover, or a rolling update, has two or three. */
+  readonly takeovers: number
+  readonly conflicts: {readonly threshold: number; readonly windowMinutes: number}
+  /** Of DB_SIZE_LIMIT. */
+  readonly sizeShare: number
+}
+
+export const standardLimits: AlertLimits = {
+  failures: 3,
+  lagSeconds: 600,
+  takeovers: 4,
+  conflicts: {threshold: 10, windowMinutes: 10},
+  sizeShare: 0.8,
+}
+
+/** When a deployment is due by its schedule, in milliseconds from now; less than 0 when it should have been. */
+export type DueInMs = (
+  deployment: Pick<DeploymentCondition, 'deploymentId' | 'syncInterval' | 'syncSchedule'> & {
+    readonly sinceMs: number | undefined
+  },
+) => number
+
+export type Situation = {
+  readonly deployments: readonly DeploymentCondition[]
+  readonly cluster: ClusterCondition
+  readonly databaseBytes: number
+  /** `undefined`: nobody has said how large it may grow. */
+  readonly sizeLimitBytes: number | undefined
+}
+
+/** @returns all that is wrong. Pure. Texts hold names and numbers, nothing of a row, and no message of an error. */
+export function causesOf(situation: Situation, limits: AlertLimits, dueInMs: DueInMs): Cause[] {
+  return [
+    ...clusterCauses(situation, limits),
+    ...situation.deployments.flatMap(deployment => [...deploymentCauses(deployment, limits, dueInMs)]),
+  ]
+}
+
+function* clusterCauses(
+  {cluster, databaseBytes, sizeLimitBytes}: Situation,
+  limits: AlertLimits,
+): Generator<Cause> {
+  if (cluster.takeovers >= limits.takeovers)
+    yield {
+      rule: 'leader_flapping',
+      summary: `the lease was taken ${cluster.takeovers} times within ten minutes`,
+    }
+  if (sizeLimitBytes !== undefined && databaseBytes >= limits.sizeShare * sizeLimitBytes)
+    yield {
+      rule: 'target_size',
+      summary: `the database takes ${megabytes(databaseBytes)} of ${megabytes(sizeLimitBytes)}`,
+    }
+}
+
+function* deploymentCauses(
+  deployment: DeploymentCondition,
+  limits: AlertLimits,
+  dueInMs: DueInMs,
+): Generator<Cause> {
+  const {client, lastErrorCode} = deployment
+  const isSynced = deployment.isEnabled && deployment.status === 'active'
+  const failures = Math.max(isSynced ? deployment.syncFailures : 0, deployment.verifyFailures)
+  if (failures >= limits.failures)
+    yield {
+      rule: 'repeated_failure',
+      client,
+      summary: `${client}: ${failures} ${deployment.syncFailures === failures ? 'syncs' : 'verifications'} in a row have failed (${lastErrorCode ?? 'no code'})`,
+    }
+  if (isSynced && !deployment.isLoading) {
+    const lagSeconds = lagOf(deployment, limits, dueInMs)
+    if (lagSeconds !== undefined)
+      yield {
+        rule: 'sync_lag',
+        client,
+        summary: `${client}: the mirror is ${Math.round(lagSeconds)} s behind its source, or nobody has looked for so long`,
+      }
+  }
+  if (deployment.status === 'quarantined')
+    yield {
+      rule: 'quarantine',
+      client,
+      summary: `${client}: a cut is held back until somebody confirms it (${deployment.statusReason ?? 'no reason given'})`,
+    }
+  if (deployment.quarantinedRows > 0)
+    yield {
+      rule: 'rows_quarantined',
+      client,
+      summary: `${client}: ${deployment.quarantinedRows} rows cannot be applied`,
+    }
+  if (deployment.pendingConflicts > 0)
+    yield {
+      rule: 'manual_conflict',
+      client,
+      summary: `${client}: ${deployment.pendingConflicts} conflicts wait for a decision`,
+    }
+  if (deployment.recentConflicts > limits.conflicts.threshold)
+    yield {
+      rule: 'conflict_rate',
+      client,
+      summary: `${client}: ${deployment.recentConflicts} conflicts within ${limits.conflicts.windowMinutes} minutes`,
+    }
+  if (deployment.differences > 0n)
+    yield {
+      rule: 'verification_difference',
+      client,
+      summary: `${client}: the last verification found ${deployment.differences} differences between the mirror and its source`,
+    }
+}
+
+/** @returns by how many seconds the mirror is too late, as far as anybody knows; `undefined` when it is not. */
+function lagOf(
+  deployment: DeploymentCondition,
+  {lagSeconds}: AlertLimits,
+  dueInMs: DueInMs,
+): number | undefined {
+  const {behindSeconds, uncheckedSeconds, hasSynced} = deployment
+  if (behindSeconds > lagSeconds) return behindSeconds
+  // One that has never run is due at once, on whatever its schedule says: what counts is how long it waits.
+  const overdueSeconds = hasSynced
+    ? -dueInMs({...deployment, sinceMs: uncheckedSeconds * 1_000}) / 1_000
+    : dueInMs({...deployment, sinceMs: undefined}) <= 0
+      ? uncheckedSeconds
+      : 0
+  // A run may take as long as its interval, and one may be missed.
+  const patience = Math.max(lagSeconds, 2 * (deployment.syncInterval ?? 0))
+  return overdueSeconds > patience ? uncheckedSeconds : undefined
+}
+
+function megabytes(bytes: number): string {
+  return `${Math.round(bytes / 1024 ** 2)} MB`
+}
+
+/** Without schedules by time of day: for whoever has no scheduler at hand. */
+export const dueByInterval: DueInMs = ({syncInterval, sinceMs}) =>
+  syncInterval === null ? Infinity : sinceMs === undefined ? 0 : syncInterval * 1_000 - sinceMs
