@@ -433,6 +433,7 @@ describe('the functions that do more than their caller may', () => {
         'advance_generation',
         'assert_lease',
         'channel_of',
+        'end_older_sessions',
         'erase_row',
         'evolve_schema',
         'my_cluster',
