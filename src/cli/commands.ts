@@ -38,6 +38,11 @@ export const commands: readonly Entry[] = [
     load: async () => (await import('./restore.ts')).restore,
   },
   {
+    name: 'node',
+    about: 'Run one of this host’s nodes.',
+    load: async () => (await import('./node.ts')).node,
+  },
+  {
     name: 'db migrate',
     about: 'Create the control schema, or bring it up to date.',
     load: async () => (await db()).migrate,

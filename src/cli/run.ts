@@ -1,4 +1,3 @@
-import {readFileSync} from 'node:fs'
 import type {Config, Env} from '../config/config.ts'
 import {SyncError} from '../core/errors.ts'
 import {columnsOf, progressOn} from '../telemetry/progress.ts'
@@ -7,6 +6,7 @@ import type {Context} from './command.ts'
 import {commands, groups} from './commands.ts'
 import {parse, type CommandList, type Screen} from './parse.ts'
 import {failureOf, failureText} from './report.ts'
+import {version} from './version.ts'
 
 /** The process as a command line sees it: its streams, and the signals that stop it. */
 export type Io = {
@@ -188,11 +188,4 @@ function stopCode({reason}: AbortSignal): number {
 
 function screenOf({stdout}: Io, env: Env): Screen {
   return {columns: Math.min(columnsOf(stdout), 100), hasColours: stdout.isTTY && (env.NO_COLOR ?? '') === ''}
-}
-
-function version(): string {
-  const {version} = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
-    version: string
-  }
-  return version
 }

@@ -286,7 +286,7 @@ class TestNode {
       onNotice: (what: Notice) => this.notices.push(what),
       onView: (view: ClusterView) => (this.view = view),
       isFatal: () => false,
-      isGone: (instance: string) => gone.has(instance),
+      isGone: (_: string, instance: string) => gone.has(instance),
     }
     this.#ended = runElection(options, ports, this.#stop.signal).finally(() => pool.end())
     this.#ended.catch(() => undefined)

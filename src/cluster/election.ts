@@ -24,8 +24,8 @@ export type ElectionPorts = {
   lead(lease: Lease): Promise<void>
   onNotice(what: Notice): void
   onView(view: ClusterView): void
-  /** Whether it is known that the process of that name, which may run on another machine, has ended. */
-  isGone(instance: string): boolean
+  /** Whether it is known that this process of the node, which may run on another machine, has ended. */
+  isGone(nodeId: string, instance: string): boolean
   /** True for what trying again does not help: the election ends with it. */
   isFatal(error: unknown): boolean
 }
@@ -288,7 +288,7 @@ class Election {
         isNoticed: this.#isNoticed,
       }
     }
-    const {instance} = this.#row
+    const {leaderId, instance} = this.#row
     return {
       leads: false,
       isSettling: this.#term !== undefined,
@@ -296,7 +296,7 @@ class Election {
       hasSession: session.isSession,
       hintHeldMs: session.hintHeldMs,
       freeForMs: this.#freeAt === undefined ? 0 : now - this.#freeAt,
-      isLeaderGone: instance !== null && this.#ports.isGone(instance),
+      isLeaderGone: leaderId !== undefined && instance !== null && this.#ports.isGone(leaderId, instance),
     }
   }
 

@@ -9,6 +9,7 @@ import {grantHost, HostExistsError, rotatePassword} from '../postgres/admin.ts'
 import {connect, type ConnectOptions} from '../postgres/connect.ts'
 import {useEmbedded} from '../postgres/embedded.ts'
 import {migrate, requireSchema} from '../postgres/migrate.ts'
+import {NotYoursError} from '../postgres/refusals.ts'
 import type {Pool, Sql} from '../postgres/sql.ts'
 
 /** The settings that say which database is used. */
@@ -65,6 +66,45 @@ export async function openTarget(
     const {role: user, password} = await ownLogin(config, admin, options)
     return await withSchema(opened(withChanges(admin, {user, password}), options, true))
   })
+}
+
+/** Where this host's database is, found without asking it anything when `DATABASE_URL` names it. */
+export type Place = AsyncDisposable & {
+  readonly endpoint: Endpoint
+  readonly isEmbedded: boolean
+}
+
+/**
+ * The place that {@link openTarget} opens, for whoever has to live with a database that is not there yet.
+ *
+ * @throws {UsageError} when only `ADMIN_DATABASE_URL` is set.
+ */
+export async function locateTarget(
+  config: TargetSettings,
+  options: ConnectOptions,
+  signal?: AbortSignal,
+): Promise<Place> {
+  if (config.databaseUrl) {
+    const endpoint = parseEndpoint(config.databaseUrl.reveal(), endpointSettings(config))
+    return {endpoint, isEmbedded: false, [Symbol.asyncDispose]: () => Promise.resolve()}
+  }
+  const {endpoint, isEmbedded, pool, ...target} = await openTarget(config, options, signal)
+  await pool.end()
+  return {endpoint, isEmbedded, [Symbol.asyncDispose]: () => target[Symbol.asyncDispose]()}
+}
+
+/**
+ * Makes sure that the role is this cluster's and that the control schema and this program fit.
+ *
+ * @throws {WrongClusterError} when the settings name another cluster than the role's.
+ */
+export async function requireOwnHost(sql: Sql, config: TargetSettings): Promise<string> {
+  await requireSchema(sql)
+  const [row] = await sql<{cluster: string | null}>`select sync_metadata.my_cluster() as cluster`
+  if (row?.cluster == null) throw new NotYoursError('the database role is not the role of a host (any more)')
+  if (config.isClusterNamed === true && row.cluster !== config.clusterName)
+    throw new WrongClusterError(config.clusterName, row.cluster)
+  return row.cluster
 }
 
 /**

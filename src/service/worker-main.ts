@@ -6,6 +6,7 @@ import type {Pool} from '../postgres/sql.ts'
 import {waitForDeployment} from '../sync/lock.ts'
 import {forgetPages, Session, type SessionRun} from '../sync/session.ts'
 import type {Fields, Log} from '../telemetry/log.ts'
+import {registerWorker} from './worker-files.ts'
 import {WorkerLease} from './worker-lease.ts'
 import {
   errorOf,
@@ -37,6 +38,7 @@ class Worker {
   readonly #tell: (message: FromWorker) => void
   readonly #pool: Pool
   readonly #lease: WorkerLease
+  readonly #file: Disposable
   readonly #log: Log
   /** Whoever ran last comes last. */
   readonly #sessions = new Map<string, Session>()
@@ -51,6 +53,7 @@ class Worker {
   constructor(settings: WorkerSettings, tell: (message: FromWorker) => void) {
     this.#settings = settings
     this.#tell = tell
+    this.#file = registerWorker(settings.stateDir, settings.nodeId, settings.epoch)
     this.#lease = new WorkerLease(settings.epoch, () => {
       // Who leads next must find the deployments free, also when the process that leads now is frozen.
       this.#closeIdle()
@@ -125,6 +128,7 @@ class Worker {
     this.#closeIdle()
     this.#lease[Symbol.dispose]()
     await this.#pool.end()
+    this.#file[Symbol.dispose]()
   }
 
   /** Runs a sync and tells how it ended. Never rejects. */
