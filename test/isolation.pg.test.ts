@@ -434,8 +434,10 @@ describe('the functions that do more than their caller may', () => {
         'assert_lease',
         'channel_of',
         'end_older_sessions',
+        'count_marks',
         'erase_row',
         'evolve_schema',
+        'forget_run',
         'my_cluster',
         'my_host',
         'prefer_node',
@@ -470,6 +472,7 @@ describe('the functions that do more than their caller may', () => {
     "evolve_schema('$ID', '[]')",
     "purge_tombstones('$ID', '0')",
     "erase_row('$ID', 't', '1')",
+    "count_marks('$ID')",
   ]) {
     test(`${call.replace('$ID', '…')} is not for another’s deployment, nor tells whether there is one`, async () => {
       const message = (id: string) =>
