@@ -1,6 +1,6 @@
 import {openTarget} from '../service/target.ts'
 import {syncOnce} from '../service/sync-once.ts'
-import type {SyncResult} from '../sync/sync.ts'
+import {printed, type SyncResult} from '../sync/sync.ts'
 import {command} from './command.ts'
 import {counted, sizeText} from './table.ts'
 
@@ -55,7 +55,8 @@ export const sync = command({
     } finally {
       progress[Symbol.dispose]()
     }
-    context.out(dryRun ? {...result, dry_run: true} : result, textOf(result, {sqlite, dryRun}))
+    const shown = printed(result)
+    context.out(dryRun ? {...shown, dry_run: true} : shown, textOf(result, {sqlite, dryRun}))
     return result.status === 'success' ? 0 : 2
   },
 })

@@ -38,7 +38,7 @@ export async function applyCut(
           lease.signal.throwIfAborted()
           const [row] = await tx<{generation: bigint}>`
             select sync_metadata.advance_generation(${deployment.deploymentId}, ${deployment.generation}, ${cutId},
-              ${lease.epoch}, ${json({...report.job(loaded !== undefined || run.full), node_id: lease.nodeId})}) as generation`
+              ${lease.epoch}, ${json({...report.job(run, modeOf(run, loaded)), node_id: lease.nodeId})}) as generation`
           return (row as {generation: bigint}).generation
         },
         {setLocal: {statement_timeout: `${limits.statementTimeoutMs}ms`}, signal: lease.signal},
@@ -53,6 +53,10 @@ export async function applyCut(
       if (report.hasNoRows && !cut.isSchemaChanged && loaded === undefined) return undefined
     }
   }
+}
+
+export function modeOf(run: Pick<SyncRun, 'full'>, loaded: Loaded | undefined): 'full' | 'incremental' {
+  return loaded !== undefined || run.full ? 'full' : 'incremental'
 }
 
 async function writeCut(

@@ -4,7 +4,7 @@ import type {Missed} from './audit.ts'
 import type {Cut, QuarantinedRow} from './cut.ts'
 import type {Loaded} from './first-load.ts'
 import type {Sidecar} from './sidecar.ts'
-import type {SyncResult} from './sync.ts'
+import type {SyncDetails, SyncResult, SyncRun, TableChange} from './sync.ts'
 
 /** Live rows of the source as of a cut that has not compared all of them. */
 export function rowsAfter(cut: Cut, sidecar: Sidecar): number {
@@ -27,6 +27,7 @@ export class Report {
   #bytes = 0
   #maxHoldMs = 0
   #busyRetries = 0
+  #changes: readonly TableChange[] = []
 
   constructor(deployment: Deployment, startedAt: number) {
     this.#deployment = deployment
@@ -54,6 +55,7 @@ export class Report {
     )
     this.#consistent = cut.capture.consistent
     this.#tables = cut.plan.tables.length
+    this.#changes = changesOf(cut, loaded, sidecar)
     this.#upserted = cut.upserted + (loaded?.rows ?? 0)
     this.#tombstoned = cut.tombstoned
     this.#seen = rowsAfter(cut, sidecar)
@@ -65,6 +67,9 @@ export class Report {
   refuse(row: QuarantinedRow): void {
     this.#refused.push(row)
     this.#upserted--
+    this.#changes = this.#changes
+      .map(change => (change.table === row.table ? {...change, upserted: change.upserted - 1} : change))
+      .filter(hasAny)
   }
 
   /** What an audit has found; rows that no page had shown are an error of ours, and the job says so. */
@@ -72,12 +77,16 @@ export class Report {
     this.#audit = missed
   }
 
-  /** What the control schema records of this run. */
-  job(full: boolean): Record<string, unknown> {
+  /** What the control schema records of this run, and tells those who wait for its cut. */
+  job(run: Pick<SyncRun, 'jobId' | 'triggeredBy'>, mode: 'full' | 'incremental'): Record<string, unknown> {
     const failed = this.#refused.length > 0
     return {
-      sync_type: full ? 'full' : 'incremental',
-      triggered_by: 'cli',
+      ...(run.jobId === undefined ? {} : {job_id: run.jobId}),
+      sync_type: mode,
+      triggered_by: run.triggeredBy ?? 'cli',
+      // The cut itself says which generation it has become.
+      result: {...this.done(mode, 0n), generation: undefined, details: undefined},
+      tables: this.#changes.map(({table}) => table),
       status: failed ? 'failed' : 'success',
       rows_upserted: this.#upserted,
       rows_tombstoned: this.#tombstoned,
@@ -108,6 +117,16 @@ export class Report {
 
   held(reason: string): SyncResult {
     return {...this.#result('incremental', this.#deployment.generation), status: 'quarantined', reason}
+  }
+
+  get #details(): SyncDetails {
+    const refused = new Map<string, {table: string; code: string; rows: number}>()
+    for (const {table, code} of this.#refused) {
+      const key = JSON.stringify([table, code])
+      const known = refused.get(key) ?? {table, code, rows: 0}
+      refused.set(key, {...known, rows: known.rows + 1})
+    }
+    return {changes: this.#changes, refused: [...refused.values()]}
   }
 
   get #unchanged(): number {
@@ -148,8 +167,35 @@ export class Report {
       conflicts: {detected: 0, resolved: 0, pending: 0},
       bytes: this.#bytes,
       audit: this.#audit,
+      details: this.#details,
       duration_ms: Math.round(performance.now() - this.#startedAt),
       lock: {max_hold_ms: Math.round(this.#maxHoldMs * 10) / 10, busy_retries: this.#busyRetries},
     }
   }
+}
+
+/** What each table of the target is to get. */
+function changesOf(cut: Cut, loaded: Loaded | undefined, sidecar: Sidecar): TableChange[] {
+  const changed: TableChange[] =
+    loaded === undefined
+      ? [...cut.spools.values()].map(({layout, count, tombstones}) => ({
+          table: layout.target,
+          upserted: count,
+          tombstoned: tombstones.length,
+        }))
+      : cut.plan.tables.map(({source, target}) => ({
+          table: target,
+          upserted: cut.counts.get(source) ?? 0,
+          tombstoned: 0,
+        }))
+  const vanished = cut.plan.vanished.map(({source, target}) => ({
+    table: target,
+    upserted: 0,
+    tombstoned: sidecar.count(source),
+  }))
+  return [...changed, ...vanished].filter(hasAny)
+}
+
+function hasAny({upserted, tombstoned}: TableChange): boolean {
+  return upserted + tombstoned > 0
 }

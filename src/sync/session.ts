@@ -188,6 +188,7 @@ function again(result: SyncResult): SyncResult {
     conflicts: {...result.conflicts, detected: 0, resolved: 0},
     bytes: 0,
     audit: undefined,
+    details: undefined,
     duration_ms: 0,
     lock: {max_hold_ms: 0, busy_retries: 0},
   }

@@ -18,8 +18,9 @@ import {
   unquarantine,
   type Deployment,
 } from '../state/deployments.ts'
+import type {TriggeredBy} from '../state/jobs.ts'
 import {readExisting, type Existing} from '../target/plan.ts'
-import {applyCut, recordQuarantine} from './apply-cut.ts'
+import {applyCut, modeOf, recordQuarantine} from './apply-cut.ts'
 import {Audit, auditDueAt, type Missed} from './audit.ts'
 import {captureCut, cookieOf, type Cut} from './cut.ts'
 import {firstLoad, type Loaded} from './first-load.ts'
@@ -57,10 +58,23 @@ export type SyncRun = {
   readonly pages?: KeptPages
   /** The source's shape as of the last cut, from who knows it: it need not be asked of Postgres. */
   readonly knownSchema?: SourceSchema | undefined
+  /** The job that the cut ends, in its transaction; one that is not there yet is written with it. */
+  readonly jobId?: string
+  /** Who asked for it; without it, the command line. */
+  readonly triggeredBy?: TriggeredBy
   readonly onProgress?: (table: string, rows: number) => void
 }
 
-/** What a sync did: SPEC §4's JSON. */
+/** What a run applied to a table of the target. */
+export type TableChange = {readonly table: string; readonly upserted: number; readonly tombstoned: number}
+
+export type SyncDetails = {
+  readonly changes: readonly TableChange[]
+  /** Rows that could not be applied, by table of the target and reason. */
+  readonly refused: readonly {readonly table: string; readonly code: string; readonly rows: number}[]
+}
+
+/** What a sync did: SPEC §4's JSON, and what is counted beside it. */
 export type SyncResult = {
   readonly client: string
   readonly generation: bigint
@@ -80,8 +94,15 @@ export type SyncResult = {
   readonly bytes: number
   /** Present when all rows were compared to check the capture by pages. Anything missed is an error of ours. */
   readonly audit?: Missed | undefined
+  /** Not for printing; see {@link printed}. */
+  readonly details?: SyncDetails | undefined
   readonly duration_ms: number
   readonly lock: {readonly max_hold_ms: number; readonly busy_retries: number}
+}
+
+/** @returns the result as it is shown. */
+export function printed(result: SyncResult): SyncResult {
+  return {...result, details: undefined}
 }
 
 /** At most this much of one table's changes goes as parameters of one statement. */
@@ -282,7 +303,7 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   sidecar.settle(cutId)
   note()
   return {
-    result: report.done(loaded !== undefined || run.full ? 'full' : 'incremental', generation),
+    result: report.done(modeOf(run, loaded), generation),
     known: {deployment: {...after, generation, cutId, quarantinedRows: report.quarantined}, schema},
     ...settled(),
   }
