@@ -3,8 +3,11 @@ import {parseEndpoint, withChanges} from '../net/endpoint.ts'
 import {connect} from '../postgres/connect.ts'
 import type {PoolSeen, StatementSeen} from '../postgres/observe.ts'
 import type {Pool} from '../postgres/sql.ts'
+import {restore} from '../restore/restore.ts'
+import {findDeployment, UnknownClientError} from '../state/deployments.ts'
 import {waitForDeployment} from '../sync/lock.ts'
-import {forgetPages, Session, type SessionRun} from '../sync/session.ts'
+import {forgetPages, Session, type Place, type SessionRun} from '../sync/session.ts'
+import {verifyDeployment} from '../sync/verify.ts'
 import type {Fields, Log} from '../telemetry/log.ts'
 import {registerWorker} from './worker-files.ts'
 import {WorkerLease} from './worker-lease.ts'
@@ -12,10 +15,14 @@ import {
   errorOf,
   factsOf,
   ownInstant,
+  type AnyOrder,
   type FromWorker,
   type Level,
   type Order,
+  type OutcomeOf,
+  type RestoreOrder,
   type ToWorker,
+  type VerifyOrder,
   type WorkerSettings,
 } from './worker-messages.ts'
 
@@ -131,27 +138,13 @@ class Worker {
     this.#file[Symbol.dispose]()
   }
 
-  /** Runs a sync and tells how it ended. Never rejects. */
-  async #run(order: Order, stop: AbortSignal): Promise<void> {
-    const {nodeId, epoch, limits} = this.#settings
-    const {deploymentId, clientName, schemaName, ...wanted} = order
+  /** Does what is asked and tells how it ended. Never rejects. */
+  async #run(order: AnyOrder, stop: AbortSignal): Promise<void> {
     const signal = AbortSignal.any([stop, this.#lease.signal])
-    const lease: Lease = {nodeId, epoch, signal, endsAt: () => this.#lease.endsAt}
-    const run: SessionRun = {
-      ...wanted,
-      pool: this.#pool,
-      lease,
-      limits,
-      log: this.#log,
-      onProgress: (table, rows) => {
-        this.#progress(table, rows)
-      },
-    }
     let told: FromWorker
     try {
       signal.throwIfAborted()
-      const session = await this.#session({deploymentId, clientName, schemaName}, signal)
-      told = {type: 'done', result: await session.run(run, signal)}
+      told = {type: 'done', result: await this.#outcome(order, signal)}
     } catch (error) {
       told = {type: 'failed', error: factsOf(error)}
     }
@@ -170,6 +163,80 @@ class Worker {
     this.#tell({type: 'database', statements, pool: this.#connections})
   }
 
+  async #outcome(order: AnyOrder, signal: AbortSignal): Promise<OutcomeOf<AnyOrder>> {
+    switch (order.task) {
+      case 'verify':
+        return await this.#verify(order, signal)
+      case 'restore':
+        return await this.#restore(order, signal)
+      default:
+        return await this.#sync(order, signal)
+    }
+  }
+
+  async #sync(order: Order, signal: AbortSignal): Promise<OutcomeOf<Order>> {
+    const {deploymentId, clientName, schemaName, ...wanted} = order
+    const run: SessionRun = {
+      ...wanted,
+      pool: this.#pool,
+      lease: this.#leaseUnder(signal),
+      limits: this.#settings.limits,
+      log: this.#log,
+      onProgress: this.#onProgress,
+    }
+    const session = await this.#session({deploymentId, clientName, schemaName}, signal)
+    return await session.run(run, signal)
+  }
+
+  /** Looking disturbs no session; what a repair changes, the session must not believe to know. */
+  async #verify(order: VerifyOrder, signal: AbortSignal): Promise<OutcomeOf<VerifyOrder>> {
+    const {stateDir, limits} = this.#settings
+    const {clientName, schemaName, deploymentId, sqlitePath, quick, jobId} = order
+    const deployment = await findDeployment(this.#pool, schemaName)
+    if (deployment === undefined) throw new UnknownClientError(clientName)
+    const run = {
+      pool: this.#pool,
+      deployment,
+      sqlitePath,
+      stateDir,
+      lockBudgetMs: limits.lockBudgetMs,
+      quick,
+      ...(jobId === undefined ? {} : {jobId}),
+      onProgress: this.#onProgress,
+    }
+    if (!order.repair) return await verifyDeployment(run, signal)
+    this.#close(deploymentId)
+    using _lock = await waitForDeployment(stateDir, deployment, PATIENCE_MS, signal)
+    const {batchRows, statementTimeoutMs} = limits
+    const repair = {lease: this.#leaseUnder(signal), batchRows, statementTimeoutMs}
+    return await verifyDeployment({...run, repair}, signal)
+  }
+
+  async #restore(order: RestoreOrder, signal: AbortSignal): Promise<OutcomeOf<RestoreOrder>> {
+    const {clientName, schemaName, to, force, asOf} = order
+    return await restore(
+      {
+        pool: this.#pool,
+        clientName,
+        schemaName,
+        to,
+        force,
+        ...(asOf === undefined ? {} : {asOf}),
+        onProgress: this.#onProgress,
+      },
+      signal,
+    )
+  }
+
+  #leaseUnder(signal: AbortSignal): Lease {
+    const {nodeId, epoch} = this.#settings
+    return {nodeId, epoch, signal, endsAt: () => this.#lease.endsAt}
+  }
+
+  readonly #onProgress = (table: string, rows: number): void => {
+    this.#progress(table, rows)
+  }
+
   #progress(table: string, rows: number): void {
     const now = performance.now()
     this.#progressAt = now
@@ -178,10 +245,7 @@ class Worker {
     this.#tell({type: 'progress', table, rows})
   }
 
-  async #session(
-    place: Pick<Order, 'deploymentId' | 'clientName' | 'schemaName'>,
-    signal: AbortSignal,
-  ): Promise<Session> {
+  async #session(place: Omit<Place, 'stateDir'>, signal: AbortSignal): Promise<Session> {
     const {stateDir} = this.#settings
     const open = this.#sessions.get(place.deploymentId)
     const before = [...this.#sessions.values()].at(-1)

@@ -1,8 +1,10 @@
 import {SyncError} from '../core/errors.ts'
 import type {Tls} from '../net/endpoint.ts'
 import type {PoolSeen, StatementSeen} from '../postgres/observe.ts'
+import type {RestoreRemarks, RestoreResult} from '../restore/restore.ts'
 import type {Place, SessionRun} from '../sync/session.ts'
 import type {SyncResult} from '../sync/sync.ts'
+import type {VerifyResult, VerifyTotals} from '../sync/verify.ts'
 import type {Fields, Log} from '../telemetry/log.ts'
 
 // What a sync worker and the process that started it say to each other, over the channel that Node gives a child. It
@@ -19,14 +21,42 @@ export type WorkerSettings = {
   readonly epoch: bigint
 }
 
-/** A run that somebody asks for. */
-export type Order = Pick<SessionRun, 'sqlitePath' | 'full' | 'dryRun' | 'accept'> &
-  Omit<Place, 'stateDir'> & {readonly capture?: NonNullable<SessionRun['capture']>}
+type Client = Omit<Place, 'stateDir'>
+
+/** A sync that somebody asks for. */
+export type Order = Pick<SessionRun, 'sqlitePath' | 'full' | 'dryRun' | 'accept' | 'jobId' | 'triggeredBy'> &
+  Client & {readonly task?: 'sync'; readonly capture?: NonNullable<SessionRun['capture']>}
+
+/** A verification; with `repair` what differs is put right. */
+export type VerifyOrder = Client & {
+  readonly task: 'verify'
+  readonly sqlitePath: string
+  readonly quick: boolean
+  readonly repair: boolean
+  readonly jobId?: string
+}
+
+/** A restore: it reads nothing but Postgres, and writes a new file. */
+export type RestoreOrder = Client & {
+  readonly task: 'restore'
+  readonly to: string
+  readonly force: boolean
+  readonly asOf?: bigint
+}
+
+export type AnyOrder = Order | VerifyOrder | RestoreOrder
+
+/** What comes of each. */
+export type OutcomeOf<O extends AnyOrder> = O extends VerifyOrder
+  ? {readonly result: VerifyResult; readonly totals: VerifyTotals}
+  : O extends RestoreOrder
+    ? {readonly result: RestoreResult; readonly remarks: RestoreRemarks}
+    : SyncResult
 
 export type ToWorker =
   /** The first message, and only that. */
   | {readonly type: 'begin'; readonly settings: WorkerSettings; readonly leaseEndsAt: bigint}
-  | {readonly type: 'run'; readonly order: Order}
+  | {readonly type: 'run'; readonly order: AnyOrder}
   /** Asks for a sign of life, and says until when the lease holds: nanoseconds of this machine's monotonic clock. */
   | {readonly type: 'beat'; readonly leaseEndsAt: bigint}
   /** The run in hand is to end now. */
@@ -42,7 +72,7 @@ export type FromWorker =
   /** What it has done in Postgres since it last spoke of it: with a beat and before a run ends. */
   | {readonly type: 'database'; readonly statements: readonly StatementSeen[]; readonly pool: PoolSeen}
   | {readonly type: 'progress'; readonly table: string; readonly rows: number}
-  | {readonly type: 'done'; readonly result: SyncResult}
+  | {readonly type: 'done'; readonly result: OutcomeOf<AnyOrder>}
   | {readonly type: 'failed'; readonly error: ErrorFacts}
   | {readonly type: 'released'; readonly deploymentId: string}
   | {readonly type: 'log'; readonly level: Level; readonly fields: Fields; readonly message: string}

@@ -5,14 +5,14 @@ import type {Lease} from '../cluster/lease.ts'
 import {SyncError} from '../core/errors.ts'
 import type {PoolSeen, StatementSeen} from '../postgres/observe.ts'
 import {exitOf} from '../postgres/server.ts'
-import type {SyncResult} from '../sync/sync.ts'
 import type {Log} from '../telemetry/log.ts'
 import {
   errorOf,
   factsOf,
   sharedInstant,
+  type AnyOrder,
   type FromWorker,
-  type Order,
+  type OutcomeOf,
   type ToWorker,
   type WorkerSettings,
 } from './worker-messages.ts'
@@ -124,7 +124,7 @@ export class Worker implements AsyncDisposable {
    *
    * @throws what the worker says; {@link WorkerLostError} when it ends; {@link StalledError}; or the signal's reason.
    */
-  async sync(order: Order, onProgress: Progress, signal: AbortSignal): Promise<SyncResult> {
+  async run<O extends AnyOrder>(order: O, onProgress: Progress, signal: AbortSignal): Promise<OutcomeOf<O>> {
     if (this.#over.signal.aborted) throw new WorkerLostError(order.clientName, 'ended before it began')
     const run: Run = {order, onProgress, outcome: Promise.withResolvers(), stopping: undefined}
     const stop = () => {
@@ -135,7 +135,8 @@ export class Worker implements AsyncDisposable {
     signal.addEventListener('abort', stop)
     if (signal.aborted) stop()
     try {
-      return await run.outcome.promise
+      // Of the run in hand, and that is this one.
+      return (await run.outcome.promise) as OutcomeOf<O>
     } finally {
       signal.removeEventListener('abort', stop)
       clearTimeout(run.stopping?.timer)
@@ -255,8 +256,8 @@ export class Worker implements AsyncDisposable {
 }
 
 type Run = {
-  readonly order: Order
+  readonly order: AnyOrder
   readonly onProgress: Progress
-  readonly outcome: PromiseWithResolvers<SyncResult>
+  readonly outcome: PromiseWithResolvers<OutcomeOf<AnyOrder>>
   stopping: {readonly reason: unknown; readonly timer: NodeJS.Timeout} | undefined
 }

@@ -139,6 +139,43 @@ describe('who runs what', () => {
   })
 })
 
+describe('besides syncs', () => {
+  test('a worker verifies, and repairs what differs, whatever its session believed', async () => {
+    await using client = await newClient()
+    await using workers = workersOf(leader)
+    await workers.sync(client.order, signal)
+    const {deploymentId, clientName, schemaName, sqlitePath} = client.order
+    const order = {task: 'verify', deploymentId, clientName, schemaName, sqlitePath, quick: false} as const
+    const equal = await workers.run({...order, repair: false}, signal)
+    assert.deepEqual([equal.result.differences, equal.totals.differences], [[], 0])
+
+    const [table] = (await client.relations()).keys()
+    const target = (await client.schema()).tables.find(({source}) => source === table)!.target
+    await leader.admin`update ${leader.admin(schemaName, target)} set _sync_deleted_at = now()`
+    const found = await workers.run({...order, repair: true}, signal)
+    assert.ok(found.totals.differences > 0)
+    assert.equal(found.result.repaired, found.totals.differences)
+    mutate(client.file, chance)
+    assert.equal((await workers.sync(client.order, signal)).status, 'success')
+    await assertMirror(leader.admin, schemaOf(client), client.file)
+  })
+
+  test('a worker restores, and what refuses that arrives by name', async () => {
+    await using client = await newClient()
+    await using workers = workersOf(leader)
+    await workers.sync(client.order, signal)
+    const {deploymentId, clientName, schemaName} = client.order
+    const to = join(leader.folder, `${client.name}-again.db`)
+    const order = {task: 'restore', deploymentId, clientName, schemaName, to, force: false} as const
+    const {result} = await workers.run(order, signal)
+    assert.deepEqual([result.verified, result.file], [true, to])
+    await assertMirror(leader.admin, schemaOf(client), to)
+    const error = await refusal(workers.run(order, signal))
+    assert.ok(error instanceof SyncError)
+    assert.equal(error.code, 'SYNC_DESTINATION')
+  })
+})
+
 describe('what a run says arrives as it was', () => {
   test('a failure keeps its code, its words and whether to try again', async () => {
     await using client = await newClient()

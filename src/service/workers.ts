@@ -7,7 +7,7 @@ import type {Log} from '../telemetry/log.ts'
 import {assign, type WorkerView} from './assign.ts'
 import {limitsOf} from './sync-once.ts'
 import {Worker, WorkerLostError, type Progress, type WorkerOptions} from './worker.ts'
-import type {Order} from './worker-messages.ts'
+import type {AnyOrder, Order, OutcomeOf} from './worker-messages.ts'
 
 export type WorkersOptions = Omit<WorkerOptions, 'onEnd' | 'onDatabase'> & {
   /** The most processes at once. */
@@ -69,8 +69,8 @@ export class Workers implements AsyncDisposable {
   readonly #options: WorkersOptions
   readonly #workers = new Set<Worker>()
   readonly #held = new Map<Worker, Set<string>>()
-  readonly #inHand = new Map<Worker, {readonly order: Order; readonly since: number}>()
   readonly #pools = new Map<Worker, PoolSeen>()
+  readonly #inHand = new Map<Worker, {readonly order: AnyOrder; readonly since: number}>()
   /** In the order in which they came. */
   readonly #waiting: Waiting[] = []
   /** Deployments that are on their way from one worker to another. */
@@ -100,13 +100,22 @@ export class Workers implements AsyncDisposable {
     return this.#waiting.length
   }
 
+  /** One sync; see {@link run}. */
+  async sync(order: Order, signal: AbortSignal, onProgress?: Progress): Promise<SyncResult> {
+    return await this.run(order, signal, onProgress)
+  }
+
   /**
-   * One sync, as soon as a worker is free for it.
+   * One sync, verification or restore, as soon as a worker is free for it.
    *
    * @throws what the run throws, as it was there; {@link WorkerLostError} or {@link StalledError} when there is no end
    * of it; the signal's reason, or that of the lease, when one of them stops it.
    */
-  async sync(order: Order, signal: AbortSignal, onProgress: Progress = () => undefined): Promise<SyncResult> {
+  async run<O extends AnyOrder>(
+    order: O,
+    signal: AbortSignal,
+    onProgress: Progress = () => undefined,
+  ): Promise<OutcomeOf<O>> {
     const either = AbortSignal.any([signal, this.#options.lease.signal, this.#closed.signal])
     either.throwIfAborted()
     const waiting: Waiting = {order, since: performance.now(), worker: Promise.withResolvers()}
@@ -149,10 +158,15 @@ export class Workers implements AsyncDisposable {
     await Promise.all([...this.#workers].map(worker => worker[Symbol.asyncDispose]()))
   }
 
-  async #run(worker: Worker, order: Order, onProgress: Progress, signal: AbortSignal): Promise<SyncResult> {
+  async #run<O extends AnyOrder>(
+    worker: Worker,
+    order: O,
+    onProgress: Progress,
+    signal: AbortSignal,
+  ): Promise<OutcomeOf<O>> {
     const {deploymentId, clientName: client} = order
     try {
-      const result = await worker.sync(order, onProgress, signal)
+      const result = await worker.run(order, onProgress, signal)
       this.#losses.delete(deploymentId)
       return result
     } catch (error) {
@@ -262,7 +276,7 @@ export class Workers implements AsyncDisposable {
 }
 
 type Waiting = {
-  readonly order: Order
+  readonly order: AnyOrder
   readonly since: number
   readonly worker: PromiseWithResolvers<Worker>
 }

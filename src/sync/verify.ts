@@ -34,6 +34,8 @@ export type VerifyRun = {
   readonly lockBudgetMs: number
   /** Trust the hashes stored in the target, and the marks of foreign edits, instead of computing what is there. */
   readonly quick: boolean
+  /** The job that it is for. */
+  readonly jobId?: string
   /** What applying the source's rows again takes; the caller holds the deployment's lock. Without it nothing is changed. */
   readonly repair?: {readonly lease: Lease; readonly batchRows: number; readonly statementTimeoutMs: number}
   readonly onProgress?: (table: string, rows: number) => void
@@ -407,9 +409,9 @@ async function record(
   count: number,
 ): Promise<void> {
   await run.pool`
-    insert into sync_metadata.verifications (deployment_id, generation, cut_id, quick, tables, rows_compared,
+    insert into sync_metadata.verifications (deployment_id, job_id, generation, cut_id, quick, tables, rows_compared,
       differences, difference_count, accepted, pending, moving, repaired, duration_ms)
-    values (${deploymentId}, ${result.generation}, ${cutId}, ${run.quick}, ${result.tables}, ${result.rows_compared},
-      ${json(result.differences)}, ${count}, ${result.accepted}, ${result.pending}, ${result.moving},
+    values (${deploymentId}, ${run.jobId ?? null}, ${result.generation}, ${cutId}, ${run.quick}, ${result.tables},
+      ${result.rows_compared}, ${json(result.differences)}, ${count}, ${result.accepted}, ${result.pending}, ${result.moving},
       ${result.repaired}, ${result.duration_ms})`
 }
