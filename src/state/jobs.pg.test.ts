@@ -15,9 +15,9 @@ import {
   forgetRun,
   listJobs,
   MOST_ATTEMPTS,
-  nextDueMs,
   QueueFullError,
   readProgress,
+  readQueue,
   requeueOlder,
   saveProgress,
   showRun,
@@ -159,7 +159,7 @@ describe('claiming', () => {
       (await take()).map(({jobId}) => jobId),
       [asked[2]],
     )
-    assert.ok((await nextDueMs(host))! > 3_500_000)
+    assert.ok((await readQueue(host)).nextInMs! > 3_500_000)
   })
 
   test('a deployment that asks without pause waits behind those that asked before', async () => {
@@ -186,7 +186,7 @@ describe('a failure', () => {
       assert.ok(after.then === 'retry')
       pauses.push(after.inMs)
       assert.deepEqual(await take(), [], 'not before the pause is over')
-      const waitsMs = (await nextDueMs(host))!
+      const waitsMs = (await readQueue(host)).nextInMs!
       assert.ok(waitsMs > after.inMs - 2_000 && waitsMs <= after.inMs, `${waitsMs} of ${after.inMs} ms`)
       await due()
     }

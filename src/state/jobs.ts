@@ -51,7 +51,7 @@ export type Job = {
   /** Of its last failure; a job that waits for another try has one too. */
   readonly errorCode: string | null
   readonly errorMessage: string | null
-  /** Of a failure: `{name, next, retryable}`; of a sync whose audit found something: `{audit}`. */
+  /** Of a failure: `{name, next, retryable}`; of a sync whose audit found something: `{audit}`; of a verification: `{totals}`. */
   readonly errorDetails: unknown
   /** What the command that does the same prints as JSON; `null` when it failed. */
   readonly result: unknown
@@ -192,19 +192,14 @@ export async function claim(
     select ${columns} from j join sync_metadata.client_deployments d using (deployment_id) order by j.run_after, j.job_id`
 }
 
-/** @returns how many milliseconds the next job that waits has to wait, or `undefined` when none does. */
-export async function nextDueMs(sql: Sql): Promise<number | undefined> {
-  const [row] = await sql<{ms: number | null}>`
-    select greatest(0, extract(epoch from min(run_after) - clock_timestamp()) * 1000)::float8 as ms
+/** @returns how many jobs wait, and in how many milliseconds the next of them may begin; `undefined` when none waits. */
+export async function readQueue(sql: Sql): Promise<{waiting: number; nextInMs: number | undefined}> {
+  const [row] = await sql<{waiting: number; ms: number | null}>`
+    select count(*)::int as waiting,
+      greatest(0, extract(epoch from min(run_after) - clock_timestamp()) * 1000)::float8 as ms
     from sync_metadata.sync_jobs where status = 'pending'`
-  return row?.ms ?? undefined
-}
-
-/** @returns how many jobs could run and wait. */
-export async function countWaiting(sql: Sql): Promise<number> {
-  const [row] = await sql<{waiting: number}>`
-    select count(*)::int as waiting from sync_metadata.sync_jobs where status = 'pending'`
-  return row?.waiting ?? 0
+  const {waiting, ms} = row as {waiting: number; ms: number | null}
+  return {waiting, nextInMs: waiting === 0 ? undefined : (ms ?? 0)}
 }
 
 /** @returns which of these jobs somebody has cancelled. */
@@ -280,6 +275,7 @@ export async function finishJob(
     result,
     status = 'success',
     error,
+    details,
   }: {
     readonly jobId: string
     readonly epoch: bigint
@@ -289,13 +285,15 @@ export async function finishJob(
     readonly status?: 'success' | 'failed'
     /** Why a result is no success. */
     readonly error?: {readonly code: string; readonly message: string}
+    /** What is worth knowing beside the result. */
+    readonly details?: unknown
   },
 ): Promise<boolean> {
   const ended = await sql`
     update sync_metadata.sync_jobs
     set status = ${status}, finished_at = clock_timestamp(), duration_ms = ${Math.round(durationMs)},
       result = ${json(result)}, error_code = ${error?.code ?? null}, error_message = ${error?.message ?? null},
-      error_details = null
+      error_details = ${details === undefined ? null : json(details)}
     where job_id = ${jobId} and epoch = ${epoch} and status = 'running' returning job_id`
   return ended.length > 0
 }
