@@ -435,6 +435,7 @@ describe('the functions that do more than their caller may', () => {
         'channel_of',
         'end_older_sessions',
         'count_marks',
+        'detach_deployment',
         'erase_row',
         'evolve_schema',
         'forget_run',

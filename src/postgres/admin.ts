@@ -184,14 +184,29 @@ export async function transferClient(
   pool: Pool,
   {client, toCluster}: {readonly client: string; readonly toCluster: string},
 ): Promise<void> {
-  const transfer = () =>
-    asAdmin(() =>
-      pool.begin(tx => tx`select sync_metadata.transfer_client(${client}, ${toCluster})`, {
-        setLocal: {lock_timeout: `${TRANSFER_PATIENCE_MS}ms`},
-      }),
-    )
+  await insist(pool, client, tx => tx`select sync_metadata.transfer_client(${client}, ${toCluster})`)
+}
+
+/**
+ * Removes a client for good: its schema with every row in it, and all that is recorded of it but the audit log. Its
+ * host is kept waiting no longer than by {@link transferClient}.
+ *
+ * @throws {StillSyncedError} while its sync is enabled, unless forced.
+ * @throws {UsageError} when there is no such client.
+ */
+export async function dropClient(
+  pool: Pool,
+  {client, actor, force}: {readonly client: string; readonly actor: string; readonly force: boolean},
+): Promise<void> {
+  await insist(pool, client, tx => tx`select sync_metadata.drop_client(${client}, ${actor}, ${force})`)
+}
+
+/** Does it; when the client's host holds on to something for too long, its sessions are ended first. */
+async function insist(pool: Pool, client: string, work: (tx: Tx) => Promise<unknown>): Promise<void> {
+  const attempt = () =>
+    asAdmin(() => pool.begin(work, {setLocal: {lock_timeout: `${TRANSFER_PATIENCE_MS}ms`}}))
   try {
-    await transfer()
+    await attempt()
   } catch (error) {
     if (!(error instanceof TransactionConflictError)) throw error
     await pool`
@@ -200,7 +215,7 @@ export async function transferClient(
       join sync_metadata.host_roles r using (host_id)
       join pg_stat_activity a on a.usename = r.db_role
       where d.schema_name = sync_metadata.schema_of(${client}) and a.datname = current_database()`
-    await transfer()
+    await attempt()
   }
 }
 

@@ -51,6 +51,18 @@ export class NameTakenError extends SyncError {
   }
 }
 
+/** A client is still synced; it is not given up by mistake. */
+export class StillSyncedError extends SyncError {
+  override readonly name = 'StillSyncedError'
+  readonly code = 'SYNC_STILL_SYNCED'
+  readonly next: string
+
+  constructor(message: string, next: string | undefined, options?: ErrorOptions) {
+    super(message, options)
+    this.next = next ?? 'Pause its sync first.'
+  }
+}
+
 /** @returns our error for a SQLSTATE of class OS; `undefined` for OS006, which is a mistake of ours, and all others. */
 export function ownRefusal(error: pg.DatabaseError): SyncError | undefined {
   const options = {cause: error}
@@ -65,6 +77,8 @@ export function ownRefusal(error: pg.DatabaseError): SyncError | undefined {
       return new NameRefusedError(error.message, error.hint, options)
     case 'OS005':
       return new NameTakenError(error.message, error.hint, options)
+    case 'OS007':
+      return new StillSyncedError(error.message, error.hint, options)
     default:
       return undefined
   }
