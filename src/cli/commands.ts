@@ -10,8 +10,14 @@ export type Entry = {
 
 /** What each group of commands is about. */
 export const groups: Readonly<Record<string, string>> = {
+  client: 'Clients: register, schedule, pause, look at, give up.',
+  cluster: 'The nodes of this host: who leads, and who should.',
   db: 'The control schema, hosts and their logins, access for others.',
 }
+
+const client = () => import('./client.ts')
+const change = () => import('./client-change.ts')
+const cluster = () => import('./cluster.ts')
 
 const db = () => import('./db.ts')
 
@@ -36,6 +42,55 @@ export const commands: readonly Entry[] = [
     name: 'restore',
     about: 'Rebuild a client’s SQLite file from Postgres.',
     load: async () => (await import('./restore.ts')).restore,
+  },
+  {name: 'client list', about: 'Show all clients of this host.', load: async () => (await client()).list},
+  {
+    name: 'client register',
+    about: 'Make a client known, so that it is synced.',
+    load: async () => (await change()).register,
+  },
+  {name: 'client start', about: 'Sync a client again.', load: async () => (await change()).start},
+  {name: 'client pause', about: 'Stop syncing a client.', load: async () => (await change()).pause},
+  {
+    name: 'client interval',
+    about: 'Say when a client is synced.',
+    load: async () => (await change()).interval,
+  },
+  {name: 'client status', about: 'Show how a client stands.', load: async () => (await client()).status},
+  {
+    name: 'client history',
+    about: 'Show what has happened to a client.',
+    load: async () => (await client()).history,
+  },
+  {
+    name: 'client confirm',
+    about: 'Apply what the guard holds back.',
+    load: async () => (await change()).confirm,
+  },
+  {name: 'client purge', about: 'Erase one deleted row for good.', load: async () => (await change()).purge},
+  {
+    name: 'client deregister',
+    about: 'Give a client up, or remove it from Postgres.',
+    load: async () => (await change()).deregister,
+  },
+  {
+    name: 'cluster status',
+    about: 'Show who leads and how the nodes are.',
+    load: async () => (await cluster()).status,
+  },
+  {name: 'cluster nodes', about: 'List the nodes.', load: async () => (await cluster()).nodes},
+  {name: 'cluster promote', about: 'Make a node the leader.', load: async () => (await cluster()).promote},
+  {
+    name: 'cluster step-down',
+    about: 'Let the other node lead.',
+    load: async () => (await cluster()).stepDown,
+  },
+  {name: 'cluster pause', about: 'Stop failovers for a while.', load: async () => (await cluster()).pause},
+  {name: 'cluster resume', about: 'Allow failovers again.', load: async () => (await cluster()).resume},
+  {
+    name: 'cluster failover-test',
+    about: 'Try a failover and measure it.',
+    load: async () => (await cluster()).failoverTest,
   },
   {
     name: 'node',

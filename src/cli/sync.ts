@@ -56,12 +56,13 @@ export const sync = command({
       progress[Symbol.dispose]()
     }
     const shown = printed(result)
-    context.out(dryRun ? {...shown, dry_run: true} : shown, textOf(result, {sqlite, dryRun}))
+    context.out(dryRun ? {...shown, dry_run: true} : shown, syncText(result, {sqlite, dryRun}))
     return result.status === 'success' ? 0 : 2
   },
 })
 
-function textOf(
+/** What a sync did, for a person. */
+export function syncText(
   result: SyncResult,
   {sqlite, dryRun}: {readonly sqlite: string | undefined; readonly dryRun: boolean},
 ): string {

@@ -177,7 +177,11 @@ describe('what is removed', () => {
     assert.deepEqual(await erase('k'), [{erased: false}])
     assert.equal(await codeOf(erase('l')), 'OS006', 'a row that lives would be copied again')
     await host`insert into acme.chat (title, _sync_key, _sync_deleted_at, _sync_edited_by) values ('y', 'm', now(), 'me')`
-    assert.equal(await codeOf(erase('m')), 'OS006', 'a row that was deleted in Postgres only lives in the source')
+    assert.equal(
+      await codeOf(erase('m')),
+      'OS006',
+      'a row that was deleted in Postgres only lives in the source',
+    )
     for (const {name} of await db<{name: string}>`
         select format('%I.%I', schemaname, tablename) as name from pg_tables where schemaname in ('acme', 'sync_metadata')`) {
       assert.deepEqual(await db`select from ${raw(name)} t where t::text like '%secret%'`, [], name)

@@ -8,7 +8,7 @@ import {UsageError} from '../core/errors.ts'
 import {NotYoursError} from '../postgres/refusals.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {PermissionError} from '../postgres/sqlstate.ts'
-import {introspect, type TableSpec} from '../source/introspect.ts'
+import {introspect, type SourceSpec, type TableSpec} from '../source/introspect.ts'
 import {explain, openSource, whenFree, type Source} from '../source/open.ts'
 import {TableReader} from '../source/read.ts'
 import {
@@ -139,15 +139,24 @@ async function resolveDeployment(
     if (known !== undefined) return known
     throw new UnknownClientError(client.name)
   }
-  if (known === undefined) {
-    using source = await openSource(client.sqlite, signal)
-    const {tables} = await whenFree(source, () => introspect(source.db), signal)
-    refuseTooWide(tables)
-    refuseUnreadable(source, tables)
-  }
+  if (known === undefined) await requireReadable(client.sqlite, signal)
   // For a known client this checks that the two names really are one.
   await registerDeployment(pool, client.name, known?.sqlitePath ?? (await realpath(client.sqlite)))
   return (await findDeployment(pool, client.schema)) as Deployment
+}
+
+/**
+ * Opens a file as a sync would, so that a wrong path registers nothing.
+ *
+ * @returns what it is.
+ * @throws {SourceUnreadableError} when it is not a SQLite file that can be mirrored, {SourceBusyError} when it is locked.
+ */
+export async function requireReadable(file: string, signal: AbortSignal): Promise<SourceSpec> {
+  using source = await openSource(file, signal)
+  const spec = await whenFree(source, () => introspect(source.db), signal)
+  refuseTooWide(spec.tables)
+  refuseUnreadable(source, spec.tables)
+  return spec
 }
 
 /** @throws {SourceUnreadableError} when the rows of a table cannot even be asked for. */
