@@ -69,6 +69,11 @@ export const commands: readonly Entry[] = [
   },
   {name: 'client purge', about: 'Erase one deleted row for good.', load: async () => (await change()).purge},
   {
+    name: 'client config',
+    about: 'Export or import the settings of all clients.',
+    load: async () => (await import('./client-config.ts')).config,
+  },
+  {
     name: 'client deregister',
     about: 'Give a client up, or remove it from Postgres.',
     load: async () => (await change()).deregister,
