@@ -5,6 +5,7 @@ import {dirname, join} from 'node:path'
 import {describe, test} from 'vitest'
 import {flagOf} from '../src/cli/command.ts'
 import {commands, groups} from '../src/cli/commands.ts'
+import {commandsPage} from '../src/cli/docs.ts'
 import {settingsPage} from '../src/config/docs.ts'
 
 const pages: string[] = []
@@ -12,6 +13,10 @@ for await (const page of glob(['*.md', 'docs/**/*.md'])) pages.push(page)
 
 test('docs/settings.md is what the table of settings says (npm run docs writes it)', async () => {
   assert.equal(await readFile('docs/settings.md', 'utf8'), settingsPage())
+})
+
+test('docs/commands.md is what the list of commands says (npm run docs writes it)', async () => {
+  assert.equal(await readFile('docs/commands.md', 'utf8'), await commandsPage())
 })
 
 test('docs/errors.md has one paragraph for each error code, and no other', async () => {

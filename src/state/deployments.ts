@@ -26,7 +26,7 @@ export class UnknownClientError extends SyncError {
   override readonly name = 'UnknownClientError'
   readonly code = 'SYNC_UNKNOWN_CLIENT'
   readonly next =
-    'Give its file with --sqlite FILE to register it, or see `owsync db status` for the known ones.'
+    'Register it with `owsync client register NAME --sqlite FILE`, or see `owsync client list` for the known ones.'
 
   constructor(clientName: string) {
     super(`no deployment of this host is called ${clientName}`)
