@@ -32,21 +32,21 @@ export type DeploymentSettings = {
 }
 
 /** What may be changed. What is left out stays; in `config`, which is merged, `null` removes an entry. */
-export type SettingsChange = Partial<
-  Pick<
-    Settings,
-    | 'container_name'
-    | 'fqdn'
-    | 'port'
-    | 'database_type'
-    | 'sqlite_path'
-    | 'direction'
-    | 'sync_enabled'
-    | 'sync_interval'
-    | 'sync_schedule'
-    | 'config'
-  >
->
+export type SettingsChange = {
+  readonly [
+    K in
+      | 'container_name'
+      | 'fqdn'
+      | 'port'
+      | 'database_type'
+      | 'sqlite_path'
+      | 'direction'
+      | 'sync_enabled'
+      | 'sync_interval'
+      | 'sync_schedule'
+      | 'config'
+  ]?: Settings[K] | undefined
+}
 
 /** @returns the settings of the deployment whose schema is `schemaName`, or `undefined`. */
 export async function findSettings(sql: Sql, schemaName: string): Promise<DeploymentSettings | undefined> {

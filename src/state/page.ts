@@ -22,9 +22,7 @@ export function pageOf<R extends {readonly micros: bigint}>(
   return {
     items: shown.map(({micros: _, ...item}) => item),
     next:
-      rows.length > limit && last
-        ? Buffer.from(`${last.micros} ${idOf(last)}`).toString('base64url')
-        : null,
+      rows.length > limit && last ? Buffer.from(`${last.micros} ${idOf(last)}`).toString('base64url') : null,
   }
 }
 
@@ -32,7 +30,10 @@ export function pageOf<R extends {readonly micros: bigint}>(
 export function placeOf(cursor: string): Place {
   const [micros = '', id = ''] = Buffer.from(cursor, 'base64url').toString().split(' ')
   if (!/^\d{1,18}$/.test(micros) || !isUuid(id))
-    throw new UsageError('the cursor is not one that a page of this list has given', 'Begin without a cursor.')
+    throw new UsageError(
+      'the cursor is not one that a page of this list has given',
+      'Begin without a cursor.',
+    )
   return {micros, id}
 }
 

@@ -1,0 +1,137 @@
+import {z} from 'zod'
+import type {Conflict, WholeConflict} from '../state/conflicts.ts'
+import type {ApiPorts} from './ports.ts'
+import {refusals} from './problem.ts'
+import {access, callerOf, type App} from './route.ts'
+import {ClientName, ConflictBody, Cursor, Limit, listOf, problems, WholeConflictBody} from './schemas.ts'
+
+const Id = z.object({id: z.string()})
+const Decided = z.object({success: z.literal(true), conflict_id: z.string()})
+
+export function conflictRoutes(app: App, {conflicts}: ApiPorts): void {
+  app.get(
+    '/api/v1/conflicts',
+    {
+      config: {access: 'read'},
+      schema: {
+        ...access('read', 'Conflicts, the newest first.', 'conflicts'),
+        querystring: z.object({
+          client_name: ClientName.optional(),
+          status: z.enum(['pending', 'resolved', 'superseded', 'undone']).optional(),
+          limit: Limit,
+          cursor: Cursor,
+        }),
+        response: {200: listOf('conflicts', ConflictBody), ...problems},
+      },
+    },
+    async request => {
+      const {client_name: client, status, limit, cursor} = request.query
+      const {conflicts: found, next} = await conflicts.list(
+        {...(client !== undefined && {client}), ...(status !== undefined && {status})},
+        {limit, ...(cursor !== undefined && {cursor})},
+      )
+      return {conflicts: found.map(conflictBody), count: found.length, next}
+    },
+  )
+
+  app.get(
+    '/api/v1/conflicts/:id',
+    {
+      config: {access: 'read'},
+      schema: {
+        ...access('read', 'A conflict field by field.', 'conflicts'),
+        params: Id,
+        response: {200: WholeConflictBody, ...problems},
+      },
+    },
+    async request => {
+      const found = await conflicts.find(request.params.id)
+      if (!found) throw refusals.noThing('such conflict')
+      return wholeBody(found)
+    },
+  )
+
+  app.post(
+    '/api/v1/conflicts/:id/resolve',
+    {
+      config: {access: 'operate'},
+      schema: {
+        ...access('operate', 'Decides a conflict that waits for a person.', 'conflicts'),
+        params: Id,
+        body: z.discriminatedUnion('choice', [
+          z.strictObject({choice: z.literal('source')}),
+          z.strictObject({choice: z.literal('target')}),
+          z.strictObject({choice: z.literal('row'), row: z.record(z.string(), z.json())}),
+        ]),
+        response: {200: Decided, ...problems},
+      },
+    },
+    async request => {
+      const {id} = request.params
+      if (!(await conflicts.find(id))) throw refusals.noThing('such conflict')
+      if (!conflicts.resolve) throw refusals.notYet('deciding a conflict')
+      await conflicts.resolve(id, request.body, callerOf(request))
+      return {success: true as const, conflict_id: id}
+    },
+  )
+
+  app.post(
+    '/api/v1/conflicts/:id/undo',
+    {
+      config: {access: 'operate'},
+      schema: {
+        ...access('operate', 'Takes a decision back.', 'conflicts'),
+        params: Id,
+        body: z.strictObject({}).optional(),
+        response: {200: Decided, ...problems},
+      },
+    },
+    async request => {
+      const {id} = request.params
+      if (!(await conflicts.find(id))) throw refusals.noThing('such conflict')
+      if (!conflicts.undo) throw refusals.notYet('taking a decision back')
+      await conflicts.undo(id, callerOf(request))
+      return {success: true as const, conflict_id: id}
+    },
+  )
+}
+
+function conflictBody(conflict: Conflict) {
+  return {
+    conflict_id: conflict.conflict_id,
+    client: conflict.client_name,
+    job_id: conflict.job_id,
+    table: conflict.table_name,
+    key: conflict.record_key,
+    type: conflict.conflict_type,
+    strategy: conflict.resolution_strategy,
+    status: conflict.status,
+    detected_at: conflict.detected_at,
+    resolved_at: conflict.resolved_at,
+    resolved_by: conflict.resolved_by,
+    notes: conflict.notes,
+  }
+}
+
+function wholeBody(conflict: WholeConflict) {
+  const {source_data: source, target_data: target, resolved_data: resolved} = conflict
+  const names = new Set([source, target, resolved].flatMap(side => Object.keys(fieldsOf(side))))
+  const fields = [...names].map(field => {
+    const [inSource, inTarget, inResolved] = [source, target, resolved].map(side => fieldsOf(side)[field])
+    return {
+      field,
+      source: inSource ?? null,
+      target: inTarget ?? null,
+      resolved: inResolved ?? null,
+      differs: JSON.stringify(inSource) !== JSON.stringify(inTarget),
+    }
+  })
+  return {...conflictBody(conflict), source, target, resolved, fields}
+}
+
+/** A side is a row by field, or nothing: the row did not exist there, or is not kept. */
+function fieldsOf(side: unknown): Readonly<Record<string, unknown>> {
+  return typeof side === 'object' && side !== null && !Array.isArray(side)
+    ? (side as Record<string, unknown>)
+    : {}
+}
