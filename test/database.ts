@@ -8,6 +8,8 @@ import type {Pool} from '../src/postgres/sql.ts'
 /** A pool of the superuser on a database of its own, which goes with its scope. */
 export type TestDatabase = Pool & {
   readonly endpoint: Endpoint
+  /** Runs one statement past every trigger, as a damaged disk or a restored dump would have it. */
+  readonly tamper: (strings: TemplateStringsArray, ...values: readonly unknown[]) => Promise<object[]>
 }
 
 const TEMPLATE = 'owsync_template'
@@ -38,6 +40,11 @@ async function clone(template: string): Promise<TestDatabase> {
   const pool = connect(endpoint, {max: 10, applicationName})
   return Object.assign(pool, {
     endpoint,
+    tamper: (strings: TemplateStringsArray, ...values: readonly unknown[]) =>
+      pool.begin(async tx => {
+        await tx`set local session_replication_role = replica`
+        return await tx(strings, ...values)
+      }),
     async [Symbol.asyncDispose]() {
       await pool.end()
       await asAdmin(admin => admin`drop database if exists ${admin(name)} with (force)`)

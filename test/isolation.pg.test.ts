@@ -374,6 +374,8 @@ describe('row level security', () => {
   test('shows a host its own rows alone, in every table and view', async () => {
     for (const name of await relations()) {
       const [all] = await db<{n: number}>`select count(*)::int as n from ${db('sync_metadata', name)}`
+      // For definer functions alone.
+      if (name === 'table_keys') continue
       assert.ok(all!.n > 0 || name === 'access_grants', `${name} has rows to hide`)
       if (['schema_migrations', 'access_grants'].includes(name)) continue
       const text = JSON.stringify(await a`select t::text from ${a('sync_metadata', name)} t`)
@@ -439,6 +441,7 @@ describe('the functions that do more than their caller may', () => {
         'erase_row',
         'evolve_schema',
         'forget_run',
+        'marked_tables',
         'my_cluster',
         'my_host',
         'prefer_node',

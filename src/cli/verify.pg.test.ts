@@ -52,7 +52,7 @@ test('what the app has changed since is no reason for exit 2', async () => {
 })
 
 test('differences: exit 2 until they are repaired', async () => {
-  await m.admin`update acme.chat set title = 'dos' where id = 'b'`
+  await m.admin.tamper`update acme.chat set title = 'dos' where id = 'b'`
   const found = await verify('--json')
   assert.equal(found.code, 2)
   const {differences} = found.json() as {differences: unknown}
@@ -77,7 +77,7 @@ test('differences: exit 2 until they are repaired', async () => {
 })
 
 test('a repair leads the cluster of the role when CLUSTER_NAME is not set', async () => {
-  await m.admin`update acme.chat set title = 'tres' where id = 'b'`
+  await m.admin.tamper`update acme.chat set title = 'tres' where id = 'b'`
   const {DATABASE_URL = '', STATE_DIR = ''} = m.env
   const {code, out, err} = await runCli(['verify', '--client', 'acme', '--repair'], {
     env: {DATABASE_URL, STATE_DIR},

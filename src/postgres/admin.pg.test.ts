@@ -198,13 +198,16 @@ describe('access to a client', () => {
     await assert.rejects(async () => analyst`select * from acme.v`, {code: 'SYNC_PERMISSION'})
   })
 
-  test('to edit: rows, not their removal, nor the schema; less when it becomes to read', async () => {
+  test('to edit: rows, but not the schema; less when it becomes to read', async () => {
     await using client = await setup()
     await using editor = await login(client.db)
     await grantAccess(client.db, {client: 'acme', role: editor.role, mode: 'edit'})
-    await editor`insert into acme.t (_sync_key) values ('x')`
+    await client.host`insert into acme.t (_sync_key) values ('x')`
     await editor`update acme.t set id = 'y'`
-    await assert.rejects(async () => editor`delete from acme.t`, {code: 'SYNC_PERMISSION'})
+    await editor`delete from acme.t`
+    const [row] = await editor<{gone: boolean}>`select _sync_deleted_at is not null as gone from acme.t`
+    assert.equal(row!.gone, true)
+    await assert.rejects(async () => editor`truncate acme.t`, {code: 'SYNC_PERMISSION'})
     await assert.rejects(async () => editor`create table acme.x ()`, {code: 'SYNC_PERMISSION'})
     await grantAccess(client.db, {client: 'acme', role: editor.role, mode: 'read'})
     await assert.rejects(async () => editor`update acme.t set id = 'z'`, {code: 'SYNC_PERMISSION'})

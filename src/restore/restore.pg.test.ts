@@ -67,7 +67,7 @@ describe('values that the schema forbids come back as they were', () => {
         insert into u values ('a', 'A', 'a@x'), ('b', 'B', 'b@x'), ('c', 'C', 'c@x')`)
     })
     await m.sync('twice', source)
-    await m.admin`update twice.u set name = 'A', mail = 'a@x' where id = 'b'`
+    await m.admin.tamper`update twice.u set name = 'A', mail = 'a@x' where id = 'b'`
     const to = join(m.folder, 'twice-restored.db')
     const {remarks} = await restoreClient('twice', to)
     assert.deepEqual(remarks.forbidden.toSorted(), [
@@ -161,9 +161,9 @@ describe('what cannot be restored is refused, and no file is made', () => {
     refused('plain', 'SYNC_USAGE', /generation 7 .* is not kept/, {asOf: 7n}))
 
   test('a target with values that no SQLite file can hold', async () => {
-    await m.admin`update plain.t set _sync_raw = '{"r": "i5;"}' where id = 'a'`
+    await m.admin.tamper`update plain.t set _sync_raw = '{"r": "i5;"}' where id = 'a'`
     await refused('plain', 'SYNC_RESTORE_FAILED', /table t read back with other values/)
-    await m.admin`update plain.t set _sync_raw = null where id = 'a'`
+    await m.admin.tamper`update plain.t set _sync_raw = null where id = 'a'`
   })
 
   test('a file with an index that only its app can make', async () => {

@@ -172,7 +172,7 @@ describe('whatever somebody changes in the target is found and put right', () =>
       m.source(name, db => {
         db.exec(`insert into chat (id, title) values ('later', 'x')`)
       })
-      await m.admin`${raw(sql.replaceAll('$', schema))}`
+      await m.admin.tamper`${raw(sql.replaceAll('$', schema))}`
 
       const found = await m.verify(name)
       assert.deepEqual(sorted(found), sortedDifferences(differences).slice(0, 1_000))
@@ -195,7 +195,7 @@ describe('whatever somebody changes in the target is found and put right', () =>
 
 test('a mark of a foreign edit is looked at even quickly, and goes with the repair', async () => {
   const name = await client('marked')
-  await m.admin`update marked.chat set title = 'edited', _sync_edited_by = 'analyst' where id = 'id-7'`
+  await m.admin`update marked.chat set title = 'edited' where id = 'id-7'`
   assert.deepEqual((await m.verify(name, {quick: true})).differences, [changed('chat', 'id-7', 'title')])
   await m.verify(name, {quick: true, repair: true})
   const [row] = await m.admin`select title, _sync_edited_by from marked.chat where id = 'id-7'`
@@ -209,7 +209,7 @@ test('a row that the source has changed as well is left to the next sync, and ne
       db.prepare('update chat set title = ? where id = ?').run(title, 'id-7')
     })
   }
-  await m.admin`update twosided.chat set title = 'edited' where id = 'id-7'`
+  await m.admin.tamper`update twosided.chat set title = 'edited' where id = 'id-7'`
   titleInSource('changed')
   const {repaired, differences} = await m.verify(name, {repair: true})
   assert.deepEqual([repaired, differences.length], [0, 1])
@@ -221,11 +221,13 @@ test('a row that the source has changed as well is left to the next sync, and ne
 
 test('accepted differences are counted and no differences; without their mark they are', async () => {
   const name = await client('accepted')
-  await m.admin`update accepted.chat set title = 'kept', _sync_diverged = gen_random_uuid() where n <= 2`
-  await m.admin`update accepted.chat set _sync_deleted_at = now(), _sync_diverged = gen_random_uuid() where n = 3`
+  await m.admin
+    .tamper`update accepted.chat set title = 'kept', _sync_diverged = gen_random_uuid() where n <= 2`
+  await m.admin
+    .tamper`update accepted.chat set _sync_deleted_at = now(), _sync_diverged = gen_random_uuid() where n = 3`
   const {differences, accepted} = await m.verify(name)
   assert.deepEqual({differences, accepted}, {differences: [], accepted: 3})
-  await m.admin`update accepted.chat set _sync_diverged = null`
+  await m.admin.tamper`update accepted.chat set _sync_diverged = null`
   assert.equal((await m.verify(name)).differences.length, 3)
 })
 
@@ -257,7 +259,7 @@ describe('what the source has changed since the last sync', () => {
       )
     })
     rmSync(join(m.config.stateDir, 'sidecars'), {recursive: true})
-    await m.admin`update forgetful.chat set title = 'edited' where n = 7`
+    await m.admin.tamper`update forgetful.chat set title = 'edited' where n = 7`
     assert.deepEqual(await summary(name), {differences: [changed('chat', 'id-7', 'title')], pending: 3})
   })
 
@@ -269,10 +271,10 @@ describe('what the source has changed since the last sync', () => {
     await m.sync('settled', source)
     await equal('settled')
     // Tampered so well that it looks like a row that is only behind.
-    await m.admin`update settled.t set v = null, _sync_raw = null, _sync_hash = null where id = 'a'`
+    await m.admin.tamper`update settled.t set v = null, _sync_raw = null, _sync_hash = null where id = 'a'`
     rmSync(join(m.config.stateDir, 'sidecars'), {recursive: true})
     await m.sync('settled')
-    await m.admin`delete from settled.t where id = 'b'`
+    await m.admin.tamper`delete from settled.t where id = 'b'`
     assert.deepEqual((await m.verify('settled')).differences, [missing('t', 'b')])
   })
 })
