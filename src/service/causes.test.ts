@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import {describe, test} from 'vitest'
 import type {DeploymentCondition} from '../state/conditions.ts'
 import {keyOf} from '../telemetry/alert.ts'
-import {causesOf, dueByInterval, standardLimits, type DueInMs, type Situation} from './causes.ts'
+import {causesOf, dueBySchedule, standardLimits, type DueInMs, type Situation} from './causes.ts'
 
 const well: DeploymentCondition = {
   deploymentId: '5f0c1f2e-8f34-4a83-9f0e-2b1b0f0f0f0f',
@@ -32,8 +32,8 @@ const quiet: Situation = {
   sizeLimitBytes: undefined,
 }
 
-const keysOf = (situation: Situation, dueInMs: DueInMs = dueByInterval) =>
-  causesOf(situation, standardLimits, dueInMs).map(keyOf)
+const keysOf = (situation: Situation, due: DueInMs = dueBySchedule) =>
+  causesOf(situation, standardLimits, due).map(keyOf)
 
 describe('of a deployment', () => {
   for (const [what, changes, expected] of [
@@ -51,6 +51,22 @@ describe('of a deployment', () => {
     ['nobody has looked for two intervals and more', {uncheckedSeconds: 899}, []],
     ['an hourly one is two hours late', {syncInterval: 3_600, uncheckedSeconds: 10_700}, []],
     ['an hourly one is later than that', {syncInterval: 3_600, uncheckedSeconds: 10_900}, ['sync_lag/acme']],
+    [
+      'a live one was looked at twelve minutes ago',
+      {syncInterval: null, syncSchedule: 'live', uncheckedSeconds: 720},
+      ['sync_lag/acme'],
+    ],
+    [
+      'a nightly one was run this night',
+      {syncInterval: null, syncSchedule: 'daily', uncheckedSeconds: 60},
+      [],
+    ],
+    [
+      'a nightly one has missed its night',
+      {syncInterval: null, syncSchedule: 'daily', uncheckedSeconds: 200_000},
+      ['sync_lag/acme'],
+    ],
+    ['its schedule is none', {syncInterval: null, syncSchedule: 'whenever', uncheckedSeconds: 200_000}, []],
     ['nobody has ever asked for it', {syncInterval: null, uncheckedSeconds: 1e6, hasSynced: false}, []],
     [
       'it was registered a while ago and never run',

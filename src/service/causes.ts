@@ -1,3 +1,6 @@
+import {UsageError} from '../core/errors.ts'
+import {dueInMs} from '../schedule/due.ts'
+import {scheduleOf, type Schedule} from '../schedule/interval.ts'
 import type {ClusterCondition, DeploymentCondition} from '../state/conditions.ts'
 import type {Cause} from '../telemetry/alert.ts'
 
@@ -37,10 +40,10 @@ export type Situation = {
 }
 
 /** @returns all that is wrong. Pure. Texts hold names and numbers, nothing of a row, and no message of an error. */
-export function causesOf(situation: Situation, limits: AlertLimits, dueInMs: DueInMs): Cause[] {
+export function causesOf(situation: Situation, limits: AlertLimits, due: DueInMs = dueBySchedule): Cause[] {
   return [
     ...clusterCauses(situation, limits),
-    ...situation.deployments.flatMap(deployment => [...deploymentCauses(deployment, limits, dueInMs)]),
+    ...situation.deployments.flatMap(deployment => [...deploymentCauses(deployment, limits, due)]),
   ]
 }
 
@@ -63,7 +66,7 @@ function* clusterCauses(
 function* deploymentCauses(
   deployment: DeploymentCondition,
   limits: AlertLimits,
-  dueInMs: DueInMs,
+  due: DueInMs,
 ): Generator<Cause> {
   const {client, lastErrorCode} = deployment
   const isSynced = deployment.isEnabled && deployment.status === 'active'
@@ -75,7 +78,7 @@ function* deploymentCauses(
       summary: `${client}: ${failures} ${deployment.syncFailures === failures ? 'syncs' : 'verifications'} in a row have failed (${lastErrorCode ?? 'no code'})`,
     }
   if (isSynced && !deployment.isLoading) {
-    const lagSeconds = lagOf(deployment, limits, dueInMs)
+    const lagSeconds = lagOf(deployment, limits, due)
     if (lagSeconds !== undefined)
       yield {
         rule: 'sync_lag',
@@ -116,17 +119,13 @@ function* deploymentCauses(
 }
 
 /** @returns by how many seconds the mirror is too late, as far as anybody knows; `undefined` when it is not. */
-function lagOf(
-  deployment: DeploymentCondition,
-  {lagSeconds}: AlertLimits,
-  dueInMs: DueInMs,
-): number | undefined {
+function lagOf(deployment: DeploymentCondition, {lagSeconds}: AlertLimits, due: DueInMs): number | undefined {
   const {behindSeconds, uncheckedSeconds, hasSynced} = deployment
   if (behindSeconds > lagSeconds) return behindSeconds
   // One that has never run is due at once, on whatever its schedule says: what counts is how long it waits.
   const overdueSeconds = hasSynced
-    ? -dueInMs({...deployment, sinceMs: uncheckedSeconds * 1_000}) / 1_000
-    : dueInMs({...deployment, sinceMs: undefined}) <= 0
+    ? -due({...deployment, sinceMs: uncheckedSeconds * 1_000}) / 1_000
+    : due({...deployment, sinceMs: undefined}) <= 0
       ? uncheckedSeconds
       : 0
   // A run may take as long as its interval, and one may be missed.
@@ -138,6 +137,15 @@ function megabytes(bytes: number): string {
   return `${Math.round(bytes / 1024 ** 2)} MB`
 }
 
-/** Without schedules by time of day: for whoever has no scheduler at hand. */
-export const dueByInterval: DueInMs = ({syncInterval, sinceMs}) =>
-  syncInterval === null ? Infinity : sinceMs === undefined ? 0 : syncInterval * 1_000 - sinceMs
+/** What the scheduler goes by. */
+export const dueBySchedule: DueInMs = ({deploymentId, sinceMs, ...columns}) => {
+  let schedule: Schedule
+  try {
+    schedule = scheduleOf(columns)
+  } catch (error) {
+    // What is no schedule is nobody's lag; the scheduler says what is wrong with it.
+    if (error instanceof UsageError) return Infinity
+    throw error
+  }
+  return dueInMs({schedule, deploymentId, sinceMs, failures: 0, now: new Date()})
+}

@@ -16,7 +16,7 @@ import {channelsOf, type Channel, type ChannelSettings} from '../telemetry/deliv
 import type {Log} from '../telemetry/log.ts'
 import {countError, type Metrics} from '../telemetry/metrics.ts'
 import {AlertSender} from './alert-outbox.ts'
-import {causesOf, dueByInterval, standardLimits, type AlertLimits, type DueInMs} from './causes.ts'
+import {causesOf, standardLimits, type AlertLimits} from './causes.ts'
 
 export type AlertOptions = {
   readonly pool: Pool
@@ -25,8 +25,6 @@ export type AlertOptions = {
   readonly lease: Lease
   readonly log: Log
   readonly metrics: Metrics
-  /** What the scheduler says about schedules; by default it knows plain intervals only. */
-  readonly dueInMs?: DueInMs
   /** Where to, instead of what the settings say. */
   readonly channels?: readonly Channel[]
   readonly everyMs?: number
@@ -95,7 +93,7 @@ class LeaderAlerts {
   }
 
   async look(signal: AbortSignal): Promise<void> {
-    const {pool, config, dueInMs = dueByInterval} = this.#options
+    const {pool, config} = this.#options
     const deployments = await readDeploymentConditions(pool, this.#limits.conflicts.windowMinutes)
     const cluster = await readClusterCondition(pool)
     const sizes = await this.#readSizes()
@@ -106,7 +104,7 @@ class LeaderAlerts {
       databaseBytes: sizes.databaseBytes,
       sizeLimitBytes: config.dbSizeLimitBytes,
     }
-    const book = await this.#note(causesOf(situation, this.#limits, dueInMs), cluster.now)
+    const book = await this.#note(causesOf(situation, this.#limits), cluster.now)
     if (book.outbox.length === 0) return
     const left = await this.#sender.deliver(book.outbox, signal)
     if (left === book.outbox) return

@@ -74,9 +74,13 @@ export async function readDeploymentConditions(
         select k.error_code, k.sync_type in ('full', 'incremental') as is_sync,
           coalesce(k.finished_at, k.started_at, k.created_at) as at,
           case when k.status = 'running' then k.attempt - 1 else greatest(k.attempt, 1) end as failures
-        from sync_metadata.sync_jobs k
-        where k.deployment_id = d.deployment_id and k.status in ('failed', 'pending', 'running')
-          and k.created_at > now() - interval '7 days' and k.sync_type in ('full', 'incremental', 'verify')
+        -- The last ones only: a client that is synced live has thousands of them.
+        from (
+          select * from sync_metadata.sync_jobs r
+          where r.deployment_id = d.deployment_id order by r.created_at desc limit 20
+        ) k
+        where k.status in ('failed', 'pending', 'running') and k.created_at > now() - interval '7 days'
+          and k.sync_type in ('full', 'incremental', 'verify')
           and k.error_code is not null and k.error_code <> 'SYNC_FENCED_OUT' and k.generation is null
       ) j
       where j.at > coalesce(case when j.is_sync then greatest(d.last_sync_at, d.checked_at) else v.verified_at end,
