@@ -361,6 +361,22 @@ export async function requeueOlder(sql: Sql, epoch: bigint): Promise<number> {
 }
 
 /**
+ * Gives back what is in this epoch's hand by the table, but not by what its leader knows: the answer to a claim was lost.
+ * Fenced by the caller.
+ *
+ * @returns how many jobs there were.
+ */
+export async function requeueLost(
+  sql: Sql,
+  {epoch, known}: {readonly epoch: bigint; readonly known: readonly string[]},
+): Promise<number> {
+  const rows = await sql`
+    update sync_metadata.sync_jobs set status = 'pending', attempt = attempt - 1
+    where status = 'running' and epoch = ${epoch} and job_id <> all (${known}::uuid[]) returning job_id`
+  return rows.length
+}
+
+/**
  * Shows a run that nobody has queued, because it takes long.
  *
  * @returns false when the deployment has another open job: then it is not shown.

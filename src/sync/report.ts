@@ -185,7 +185,8 @@ function changesOf(cut: Cut, loaded: Loaded | undefined, sidecar: Sidecar): Tabl
         }))
       : cut.plan.tables.map(({source, target}) => ({
           table: target,
-          upserted: cut.counts.get(source) ?? 0,
+          // The closing capture need not have read them once more.
+          upserted: sidecar.count(source),
           tombstoned: 0,
         }))
   const vanished = cut.plan.vanished.map(({source, target}) => ({

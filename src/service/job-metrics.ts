@@ -1,0 +1,32 @@
+import type {SyncResult} from '../sync/sync.ts'
+import type {Metrics} from '../telemetry/metrics.ts'
+
+/** How a run ended. */
+export type RunStatus = 'success' | 'unchanged' | 'quarantined' | 'failed' | 'cancelled'
+
+/** @returns how a sync ended that did not fail. */
+export function statusOf({status, mode}: SyncResult): RunStatus {
+  return status === 'success' && mode === 'unchanged' ? 'unchanged' : status
+}
+
+/** Counts one sync with a result. */
+export function countSync(
+  metrics: Metrics,
+  {result, ms, isApplied}: {readonly result: SyncResult; readonly ms: number; readonly isApplied: boolean},
+): void {
+  const {client, bytes, lock, conflicts, details} = result
+  const status = statusOf(result)
+  metrics.syncOperations.inc({client, status})
+  metrics.conflictsUnresolved.set({client}, conflicts.pending)
+  if (status === 'success' || status === 'unchanged') metrics.lastSync.set({client}, Date.now() / 1_000)
+  if (status === 'unchanged') return
+  metrics.syncDuration.observe({client}, ms / 1_000)
+  metrics.lockHold.set({client}, lock.max_hold_ms / 1_000)
+  metrics.lockBusy.inc({client}, lock.busy_retries)
+  for (const {table, code, rows} of details?.refused ?? [])
+    metrics.syncRowsFailed.inc({client, table, error_type: code}, rows)
+  if (!isApplied) return
+  metrics.syncBytes.inc({client, direction: 'sent'}, bytes)
+  for (const {table, upserted, tombstoned} of details?.changes ?? [])
+    metrics.syncRows.inc({client, table}, upserted + tombstoned)
+}
