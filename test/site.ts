@@ -67,11 +67,14 @@ export type Running = {
 const main = fileURLToPath(new URL('../src/main.ts', import.meta.url))
 
 /** Sets up a host whose scope removes it. */
-export async function testSite(cluster = 'host-a'): Promise<Site> {
+export async function testSite(
+  cluster = 'host-a',
+  database: () => Promise<TestDatabase> = testDatabase,
+): Promise<Site> {
   await using resources = new AsyncDisposableStack()
   const folder = await mkdtemp(join(tmpdir(), 'owsync-site-'))
   resources.defer(() => rm(folder, {recursive: true, force: true}))
-  const db = resources.use(await testDatabase())
+  const db = resources.use(await database())
   const host = resources.adopt(await testHost(db, cluster), pool => pool.end())
   const stateDir = join(folder, 'state')
   const start = (client: string, options: RunOptions = {}) =>

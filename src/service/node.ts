@@ -163,6 +163,8 @@ async function lead(node: Node, lease: Lease): Promise<void> {
     answerWithinMs: config.syncTimeoutMs + 10_000,
     observer: observePool(metrics, 'leader'),
   })
+  // What waits for an answer of a network that is gone must not keep the term from ending.
+  lease.signal.addEventListener('abort', () => void pool.end())
   await using workers = new Workers(
     workersOptions(config, endpoint, lease, log, observePool(metrics, 'workers')),
   )

@@ -42,7 +42,10 @@ export async function endOlderWorkers(
     if (!isOurs || BigInt(itsEpoch ?? 0) >= epoch) continue
     // The number may be another process's by now.
     if (/worker-main\.[jt]s/.test(await commandOf(Number(pid)))) {
-      log.warn({pid: Number(pid), node: nodeId, epoch: itsEpoch}, 'a sync worker of an older epoch is killed')
+      log.warn(
+        {pid: Number(pid), worker_of: nodeId, worker_epoch: itsEpoch},
+        'a sync worker of an older epoch is killed',
+      )
       kill(Number(pid), log)
     }
     rmSync(join(folder, name), {force: true})

@@ -1,9 +1,11 @@
 import assert from 'node:assert/strict'
 import {afterEach, beforeEach, expect, test} from 'vitest'
+import type {Sql} from '../../src/postgres/sql.ts'
 import {chanceOf, seedOf, type Chance} from '../mutator.ts'
 import {
   busyClient,
   epochOf,
+  generationOf,
   holdingCommits,
   holdsAfterwards,
   isSynced,
@@ -102,8 +104,78 @@ test('a leader that is frozen with all it has started is followed; resumed, it c
   assert.ok(leader.isRunning())
 })
 
-function start(env: NodeJS.ProcessEnv = {}): void {
-  nodes = [startNode(site, 'node-a', {env}), startNode(site, 'node-b', {env})]
+test('a leader that is killed in the middle of a COPY of a first load is followed, and the load is completed', async () => {
+  await using large = await busyClient(site, 'large', chance, {rows: 12_000, everyMs: 300})
+  start()
+  const leader = await leaderOf(site, nodes)
+  await isCopying(site.db)
+  leader.kill('SIGKILL')
+  const next = other(leader)
+  await expect.poll(() => leaderId(site.db), patient).toBe(next.nodeId)
+  await isSynced(site.db, large)
+  large.rest()
+  await holdsAfterwards(site, [next], large)
+  await holdsAfterwards(site, [next], client)
+})
+
+test('a promotion during a long batch does not wait for it, and the batch is not committed under the old epoch', async () => {
+  start()
+  const leader = await leaderOf(site, nodes)
+  const next = other(leader)
+  await isSynced(site.db, client)
+  const generation = await generationOf(site.db, client)
+  await holdingCommits(site, client, async isHeld => {
+    await isHeld()
+    await site.host`select sync_metadata.prefer_node(${next.nodeId})`
+    await expect.poll(() => leaderId(site.db), patient).toBe(next.nodeId)
+    assert.equal(await generationOf(site.db, client), generation)
+  })
+  await isSynced(site.db, client)
+  assert.equal(await holdsAfterwards(site, nodes, client), next)
+})
+
+test('a node whose event loop stands still for 5 s keeps the lease, leading or not', async () => {
+  const env = {LEASE_DURATION: '12s', HEARTBEAT_INTERVAL: '1s'}
+  start(env, 'blocks-on-signal.ts')
+  const leader = await leaderOf(site, nodes)
+  await isSynced(site.db, client)
+  for (const node of nodes) {
+    node.kill('SIGUSR2')
+    await expect
+      .poll(() => node.log.some(({msg}) => msg === 'the event loop was blocked'), patient)
+      .toBe(true)
+    await isSynced(site.db, client)
+  }
+  assert.equal(await epochOf(site.db), 1n)
+  assert.equal(await holdsAfterwards(site, nodes, client), leader)
+})
+
+test('a node whose clock jumps back and forth keeps the lease', async () => {
+  start({}, 'stepping-clock.ts')
+  const leader = await leaderOf(site, nodes)
+  await isSynced(site.db, client, 3n)
+  assert.equal(await epochOf(site.db), 1n)
+  assert.equal(await holdsAfterwards(site, nodes, client), leader)
+})
+
+/** Waits until a worker is within a COPY into a client's table. */
+async function isCopying(sql: Sql): Promise<void> {
+  await expect
+    .poll(
+      async () => {
+        const rows = await sql`
+        select from pg_stat_progress_copy c join pg_stat_activity a using (pid)
+        where a.application_name ~ '^owsync/.*/[0-9]+$' and c.type = 'PIPE'`
+        return rows.length
+      },
+      {timeout: 60_000, interval: 1},
+    )
+    .toBeGreaterThan(0)
+}
+
+function start(env: NodeJS.ProcessEnv = {}, preload?: string): void {
+  const options = {env, ...(preload === undefined ? {} : {preload})}
+  nodes = [startNode(site, 'node-a', options), startNode(site, 'node-b', options)]
 }
 
 function other(leader: NodeProcess): NodeProcess {
