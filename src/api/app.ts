@@ -50,7 +50,7 @@ export async function buildApi(ports: ApiPorts, options: ApiOptions): Promise<Ap
   const {log, tokens, tls} = options
   const app = fastify({
     // The types know one kind of server or the other; both take the same requests.
-    ...((tls ? {https: tls} : {}) as Record<never, never>),
+    ...((tls ? {https: tls} : {}) as object),
     bodyLimit: BODY_LIMIT,
     routerOptions: {maxParamLength: 4_096},
     requestTimeout: 30_000,
@@ -60,7 +60,7 @@ export async function buildApi(ports: ApiPorts, options: ApiOptions): Promise<Ap
     forceCloseConnections: true,
     genReqId: ({headers}) => requestIdOf(headers['x-request-id']) ?? randomUUID(),
     frameworkErrors: (error, request, reply) => {
-      sendProblem(log, error, request as FastifyRequest, reply as FastifyReply)
+      sendProblem(log, error, request, reply)
     },
     clientErrorHandler(error, socket) {
       if (socket.writable) socket.end(rawProblem(error.code))

@@ -48,7 +48,7 @@ export function clusterRoutes(app: App, {cluster}: ApiPorts): void {
       config: {access: 'operate'},
       schema: {
         ...access('operate', 'Ask the leader to hand over to another node that is alive.', 'cluster'),
-        body: z.strictObject({expected_leader: NodeId.optional()}).optional(),
+        body: z.strictObject({expected_leader: NodeId.optional()}).nullish(),
         response: {202: z.object({success: z.literal(true), successor: z.string()}), ...problems},
       },
     },

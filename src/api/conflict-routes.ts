@@ -82,7 +82,7 @@ export function conflictRoutes(app: App, {conflicts}: ApiPorts): void {
       schema: {
         ...access('operate', 'Takes a decision back.', 'conflicts'),
         params: Id,
-        body: z.strictObject({}).optional(),
+        body: z.strictObject({}).nullish(),
         response: {200: Decided, ...problems},
       },
     },

@@ -128,7 +128,7 @@ export function deploymentRoutes(app: App, ports: ApiPorts): void {
             quick: z.boolean().default(false).meta({description: 'Trust stored digests and marks.'}),
             repair: z.boolean().default(false).meta({description: 'Put right what differs.'}),
           })
-          .optional(),
+          .nullish(),
         response: queued,
       },
     },
@@ -151,7 +151,7 @@ export function deploymentRoutes(app: App, ports: ApiPorts): void {
       schema: {
         ...access('operate', 'Confirms what is held back: queues a sync that applies it.', 'deployments'),
         params: Client,
-        body: z.strictObject({}).optional(),
+        body: z.strictObject({}).nullish(),
         response: queued,
       },
     },

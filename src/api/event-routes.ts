@@ -66,9 +66,13 @@ export function eventRoutes(app: App, {events}: ApiPorts, {tokens, keepAliveMs}:
 
 /** @throws what `work` throws; nothing when `signal` aborts. */
 async function repeat(work: () => Promise<void>, everyMs: number, signal: AbortSignal): Promise<void> {
-  while (!signal.aborted) {
-    await sleep(everyMs, undefined, {signal}).catch(() => undefined)
-    if (!signal.aborted) await work()
+  for (;;) {
+    try {
+      await sleep(everyMs, undefined, {signal})
+    } catch {
+      return
+    }
+    await work()
   }
 }
 

@@ -46,7 +46,7 @@ export function jobRoutes(app: App, ports: ApiPorts): void {
       schema: {
         ...triggering,
         params: z.object({client: ClientName}),
-        body: z.strictObject({full_sync: FullSync}).optional(),
+        body: z.strictObject({full_sync: FullSync}).nullish(),
       },
     },
     async (request, reply) => {
@@ -120,7 +120,7 @@ export function jobRoutes(app: App, ports: ApiPorts): void {
       schema: {
         ...access('operate', 'Cancels a job that waits, or stops one that runs.', 'jobs'),
         params: z.object({id: z.string()}),
-        body: z.strictObject({}).optional(),
+        body: z.strictObject({}).nullish(),
         response: {200: JobBody.extend({success: z.literal(true)}), ...problems},
       },
     },

@@ -188,13 +188,9 @@ function fromFramework(error: FrameworkError, bodyLimit: number): RefusedError |
     const [first] = errors
     return refusals.invalid(first ? `${first.where}: ${first.message}` : 'it is not valid', errors, error)
   }
-  switch (error.code) {
-    case 'FST_ERR_CTP_BODY_TOO_LARGE':
-      return refusals.tooLarge(bodyLimit)
-    case 'FST_ERR_CTP_INVALID_MEDIA_TYPE':
-      return refusals.mediaType()
-  }
-  const {statusCode} = error
+  const {code, statusCode} = error
+  if (code === 'FST_ERR_CTP_BODY_TOO_LARGE') return refusals.tooLarge(bodyLimit)
+  if (code === 'FST_ERR_CTP_INVALID_MEDIA_TYPE') return refusals.mediaType()
   return statusCode !== undefined && statusCode >= 400 && statusCode < 500
     ? refusals.invalid(error.message, [], error)
     : undefined

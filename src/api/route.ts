@@ -8,6 +8,8 @@ import type {Caller} from './tokens.ts'
 /** Who may call a route: whoever is near or can read, or the holder of a token of that scope. */
 export type Access = 'local' | 'read' | 'operate'
 
+// Only interfaces can be added to.
+/* eslint-disable @typescript-eslint/consistent-type-definitions */
 declare module 'fastify' {
   interface FastifyContextConfig {
     access?: Access
@@ -19,6 +21,7 @@ declare module 'fastify' {
     caller: Caller | undefined
   }
 }
+/* eslint-enable @typescript-eslint/consistent-type-definitions */
 
 export type App = FastifyInstance<Server, IncomingMessage, ServerResponse, never, ZodTypeProvider>
 

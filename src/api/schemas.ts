@@ -1,5 +1,6 @@
 import {z} from 'zod'
 import {parseClientName} from '../core/client-name.ts'
+import type {SettingsChange} from '../state/deployment-settings.ts'
 import {columnsOf, parseInterval} from '../schedule/interval.ts'
 
 // What goes over the wire. Instants are ISO 8601 in UTC, whole numbers of 64 bits are numbers.
@@ -21,7 +22,9 @@ export const instant = z.codec(z.iso.datetime(), z.date(), {
 const maybeInstant = instant.nullable()
 
 /** A whole number; from `bigint` on the way out. */
-const whole = z.codec(z.number(), z.bigint(), {decode: given => BigInt(given), encode: Number})
+const whole = z
+  .codec(z.number(), z.bigint(), {decode: given => BigInt(given), encode: Number})
+  .meta({type: 'integer'})
 
 export const ClientName = z
   .string()
@@ -110,25 +113,16 @@ function agrees(body: Switches): boolean {
 }
 
 /** @returns the columns that a body names. */
-export function changeOf(body: SettingsBody) {
-  const {
-    interval,
-    enabled: _enabled,
-    sync_enabled: _syncEnabled,
-    status: _status,
-    history_days,
-    config,
-    sync_interval,
-    sync_schedule,
-    ...columns
-  } = body
+export function changeOf(body: SettingsBody): SettingsChange {
+  const {interval, history_days, config, sync_interval, sync_schedule} = body
+  const {sqlite_path, container_name, fqdn, port, database_type, direction} = body
   const [isEnabled] = switchesOf(body)
   const schedule = sync_schedule === undefined || sync_schedule === null ? undefined : String(sync_schedule)
   const asked =
     interval !== undefined ? String(interval) : (schedule ?? (sync_interval ?? undefined)?.toString())
   const times = asked === undefined ? undefined : columnsOf(parseInterval(asked))
   return {
-    ...columns,
+    ...{sqlite_path, container_name, fqdn, port, database_type, direction},
     ...(isEnabled !== undefined && {sync_enabled: isEnabled}),
     ...(times
       ? {sync_interval: times.syncInterval, sync_schedule: times.syncSchedule}

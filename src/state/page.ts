@@ -16,11 +16,11 @@ export function pageOf<R extends {readonly micros: bigint}>(
   rows: readonly R[],
   limit: number,
   idOf: (row: R) => string,
-): {readonly items: Omit<R, 'micros'>[]; readonly next: string | null} {
-  const shown = rows.slice(0, limit)
-  const last = shown.at(-1)
+): {readonly items: R[]; readonly next: string | null} {
+  const items = rows.slice(0, limit)
+  const last = items.at(-1)
   return {
-    items: shown.map(({micros: _, ...item}) => item),
+    items,
     next:
       rows.length > limit && last ? Buffer.from(`${last.micros} ${idOf(last)}`).toString('base64url') : null,
   }
