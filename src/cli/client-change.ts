@@ -2,6 +2,7 @@ import {userInfo} from 'node:os'
 import {parseClientName} from '../core/client-name.ts'
 import {UsageError} from '../core/errors.ts'
 import {dropClient} from '../postgres/admin.ts'
+import {recordAudit} from '../postgres/audit-log.ts'
 import {parseInterval, type Schedule} from '../schedule/interval.ts'
 import {
   attach,
@@ -203,6 +204,12 @@ export const confirm = command({
     } finally {
       progress[Symbol.dispose]()
     }
+    await recordAudit(target.pool, {
+      actor: actorName(),
+      action: 'client.confirmed',
+      client: clientName,
+      details: {reason: client.status_reason, status: result.status, generation: String(result.generation)},
+    })
     context.out(result, syncText(result, {sqlite: undefined, dryRun: false}))
     return result.status === 'success' ? 0 : 2
   },

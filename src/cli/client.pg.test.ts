@@ -258,6 +258,7 @@ describe('client confirm', () => {
     const confirmed = await json('confirm', 'held', '--yes')
     assert.deepEqual([confirmed['generation'], (confirmed['rows'] as Document)['tombstoned']], [2, 2])
     assert.equal((await json('status', 'held'))['status'], 'active')
+    assert.equal((await audited('held')).at(-1), 'client.confirmed')
   })
 })
 

@@ -183,7 +183,7 @@ function requireAlive(cluster: ClusterStatus, nodeId: string): void {
   if (node === undefined)
     throw new CannotLeadError(
       `${cluster.cluster_name} has no node ${nodeId}`,
-      known === '' ? 'No node of it has been started yet.' : `Its nodes are ${known}.`,
+      known === '' ? 'Start it: no node of this cluster has been started yet.' : `Its nodes are ${known}.`,
     )
   if (node.health !== 'active')
     throw new CannotLeadError(
