@@ -1,11 +1,12 @@
 import {spawn, type ChildProcess} from 'node:child_process'
 import {randomBytes} from 'node:crypto'
 import {existsSync} from 'node:fs'
-import {chmod, chown, mkdir, open, readFile, readdir, rename, rm, stat} from 'node:fs/promises'
+import {chmod, chown, open, readFile, readdir, rename, rm, stat} from 'node:fs/promises'
 import {dirname, join, resolve} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {fileURLToPath} from 'node:url'
 import {SyncError} from '../core/errors.ts'
+import {makeFolder} from '../core/folder.ts'
 import {parseEndpoint, urlOf, withChanges} from '../net/endpoint.ts'
 import {connect} from './connect.ts'
 import {lockAlone, tryLock, type FileLock} from './file-lock.ts'
@@ -145,8 +146,8 @@ async function holding<T>(lock: FileLock, work: () => Promise<T>): Promise<T> {
 }
 
 async function makeHome(paths: EmbeddedPaths, runAs: RunAs): Promise<void> {
-  await mkdir(paths.home, {recursive: true, mode: 0o700})
-  await mkdir(paths.run, {recursive: true, mode: 0o700})
+  makeFolder(paths.home)
+  makeFolder(paths.run)
   if (!runAs) return
   await chown(paths.run, runAs.uid, runAs.gid)
   const stateDir = dirname(paths.home)

@@ -241,6 +241,7 @@ for (const [what, error, fault] of [
     /cannot be written/,
   ],
   ['a read-only file system', Object.assign(new Error('open'), {code: 'EROFS'}), /cannot be written/],
+  ['a place that takes no file', Object.assign(new Error('open'), {code: 'ENOENT'}), /no file can be made/],
   ['a disk that fails', Object.assign(new Error('io'), {errcode: 778}), /writing failed/],
 ] as const) {
   test(`${what} is told as that`, () => {
@@ -249,6 +250,13 @@ for (const [what, error, fault] of [
     assert.match(told.message, fault)
   })
 }
+
+test.runIf(existsSync('/proc/self'))('a place below /proc is refused as what it is', () => {
+  assert.throws(() => openDestination('/proc/webui.db', false), {
+    code: 'SYNC_DESTINATION',
+    message: /no file can be made there/,
+  })
+})
 
 test('other errors stay what they are', () => {
   const error = new TypeError('x')

@@ -76,6 +76,13 @@ export function explainWrite(file: string, cause: unknown): unknown {
       `Run as a user who may write to ${dirname(file)}, or restore to another folder.`,
       options,
     )
+  if (typeof code === 'string' && refusals.has(code))
+    return new DestinationError(
+      file,
+      `no file can be made there (${because})`,
+      'Restore to a folder on an ordinary disk.',
+      options,
+    )
   if (code === SQLITE_IOERR || code === 'EIO')
     return new DestinationError(
       file,
@@ -85,6 +92,18 @@ export function explainWrite(file: string, cause: unknown): unknown {
     )
   return cause
 }
+
+// /proc and its like, names that are too long, file systems without what a file needs.
+const refusals = new Set([
+  'ENOENT',
+  'ENOTDIR',
+  'ENAMETOOLONG',
+  'EINVAL',
+  'ENOTSUP',
+  'EOPNOTSUPP',
+  'ENOSYS',
+  'ELOOP',
+])
 
 const SQLITE_BUSY = 5
 const SQLITE_READONLY = 8

@@ -8,6 +8,7 @@ import {setTimeout as sleep} from 'node:timers/promises'
 import {fileURLToPath} from 'node:url'
 import {loadConfig, type Config, type Env} from '../config/config.ts'
 import {SyncError} from '../core/errors.ts'
+import {makeFolder} from '../core/folder.ts'
 import {parseEndpoint, urlOf, withChanges, type Endpoint} from '../net/endpoint.ts'
 import {grantHost, removeHost} from '../postgres/admin.ts'
 import {connect} from '../postgres/connect.ts'
@@ -131,7 +132,7 @@ async function claimFolder(
 ): Promise<string> {
   const home = join(stateDir, 'demo')
   const folder = join(home, `run-${randomBytes(4).toString('hex')}`)
-  await mkdir(home, {recursive: true, mode: 0o700})
+  makeFolder(home)
   // Between being made and being locked, a folder looks like one that was left behind.
   using _alone = await lockAlone(join(home, 'mutex'), signal)
   for (const name of await readdir(home)) {

@@ -1,9 +1,10 @@
 import {randomUUID} from 'node:crypto'
-import {chmod, mkdir, open, readFile, rename, rm} from 'node:fs/promises'
+import {chmod, open, readFile, rename, rm} from 'node:fs/promises'
 import {hostname} from 'node:os'
 import {dirname, join} from 'node:path'
 import type {Config} from '../config/config.ts'
 import {SyncError, UsageError} from '../core/errors.ts'
+import {makeFolder} from '../core/folder.ts'
 import {parseEndpoint, withChanges, type Endpoint} from '../net/endpoint.ts'
 import {grantHost, HostExistsError, rotatePassword} from '../postgres/admin.ts'
 import {connect, type ConnectOptions} from '../postgres/connect.ts'
@@ -138,7 +139,7 @@ export type Login = {readonly role: string; readonly password: string}
 export async function saveLogin(config: TargetSettings, {role, password}: Login): Promise<void> {
   const file = loginFile(config)
   const fresh = `${file}.${randomUUID()}`
-  await mkdir(dirname(file), {recursive: true, mode: 0o700})
+  makeFolder(dirname(file))
   try {
     const handle = await open(fresh, 'wx', 0o600)
     try {

@@ -1,8 +1,8 @@
-import {mkdirSync} from 'node:fs'
 import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {SyncError} from '../core/errors.ts'
+import {makeFolder} from '../core/folder.ts'
 import {inStateDir} from './state-dir.ts'
 
 /** Another process of this host is syncing the same deployment. */
@@ -27,7 +27,7 @@ export function lockDeployment(stateDir: string, deploymentId: string, clientNam
   const folder = join(stateDir, 'locks')
   const file = join(folder, `${deploymentId}.lock`)
   const db = inStateDir(file, () => {
-    mkdirSync(folder, {recursive: true, mode: 0o700})
+    makeFolder(folder)
     return new DatabaseSync(file, {timeout: 200})
   })
   try {

@@ -1,6 +1,7 @@
-import {mkdirSync, rmSync} from 'node:fs'
+import {rmSync} from 'node:fs'
 import {dirname, join} from 'node:path'
 import {DatabaseSync, type StatementSync} from 'node:sqlite'
+import {makeFolder} from '../core/folder.ts'
 import type {Entry, Remembered} from '../source/capture.ts'
 import type {PageState} from '../source/page-state.ts'
 import {Bits} from './bits.ts'
@@ -51,7 +52,9 @@ export class Sidecar implements Disposable {
    */
   static open(stateDir: string, deploymentId: string): Sidecar {
     const file = fileOf(stateDir, deploymentId)
-    inStateDir(file, () => mkdirSync(dirname(file), {recursive: true, mode: 0o700}))
+    inStateDir(file, () => {
+      makeFolder(dirname(file))
+    })
     try {
       const sidecar = new Sidecar(file)
       if (sidecar.#meta('format') === FORMAT && sidecar.#meta('deployment') === deploymentId) return sidecar

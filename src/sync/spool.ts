@@ -1,6 +1,7 @@
-import {createReadStream, closeSync, mkdirSync, openSync, readdirSync, rmSync, writeSync} from 'node:fs'
+import {createReadStream, closeSync, openSync, readdirSync, rmSync, writeSync} from 'node:fs'
 import {join} from 'node:path'
 import {COPY_HEADER, COPY_TRAILER, endOfTuple, TupleWriter, type TargetRow} from '../target/copy-format.ts'
+import {makeFolder} from '../core/folder.ts'
 import type {TableLayout} from '../core/layout.ts'
 import {inStateDir} from './state-dir.ts'
 
@@ -11,7 +12,7 @@ export type SpoolPlace = {readonly stateDir: string; readonly deploymentId: stri
 export function clearSpools({stateDir, deploymentId}: SpoolPlace): void {
   const folder = folderOf(stateDir)
   inStateDir(folder, () => {
-    mkdirSync(folder, {recursive: true, mode: 0o700})
+    makeFolder(folder)
     for (const name of readdirSync(folder))
       if (name.startsWith(`${deploymentId}-`)) rmSync(join(folder, name), {force: true})
   })
