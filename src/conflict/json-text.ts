@@ -182,24 +182,20 @@ function isBlank(code: number): boolean {
   return code === 0x20 || code === 0x0a || code === 0x0d || code === 0x09
 }
 
-const quote = 0x22
-const backslash = 0x5c
+// Regular expressions go through long strings several times faster than a loop over the characters; two of them, since
+// a repeated group would need memory for each escape.
+const plain = /[^"\\\x00-\x1f]*/y
 const escape = /\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})/y
 
 function endOfString(text: string, start: number): number | undefined {
-  for (let at = start + 1; at < text.length;) {
-    const code = text.charCodeAt(at)
-    if (code === quote) return at + 1
-    if (code < 0x20) return undefined
-    if (code !== backslash) {
-      at++
-      continue
-    }
-    escape.lastIndex = at
+  for (let at = start + 1; ; at = escape.lastIndex) {
+    plain.lastIndex = at
+    plain.test(text)
+    const end = plain.lastIndex
+    if (text[end] === '"') return end + 1
+    escape.lastIndex = end
     if (!escape.test(text)) return undefined
-    at = escape.lastIndex
   }
-  return undefined
 }
 
 function endOfNumber(text: string, start: number): number | undefined {
