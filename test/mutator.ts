@@ -72,13 +72,21 @@ export function addColumn(file: string, chance: Chance): void {
 /** The same as {@link mutate}, and the schema stays. */
 export function mutateRows(file: string, chance: Chance, transactions = 3): void {
   using db = open(file)
-  for (let i = 0; i < transactions; i++) {
-    db.exec('begin immediate')
-    for (let n = 1 + chance.below(6); n > 0; n--) chance.pick(changes)(db, chance)
-    // Now and then an app changes its mind.
-    db.exec(chance.below(8) === 0 ? 'rollback' : 'commit')
-  }
+  for (let i = 0; i < transactions; i++) transact(db, chance)
   if (chance.below(12) === 0) db.exec('vacuum')
+}
+
+/** One transaction of an app at work, which has no time to tidy up. */
+export function mutateOnce(file: string, chance: Chance): void {
+  using db = open(file)
+  transact(db, chance)
+}
+
+function transact(db: DatabaseSync, chance: Chance): void {
+  db.exec('begin immediate')
+  for (let n = 1 + chance.below(6); n > 0; n--) chance.pick(changes)(db, chance)
+  // Now and then an app changes its mind.
+  db.exec(chance.below(8) === 0 ? 'rollback' : 'commit')
 }
 
 function open(file: string): DatabaseSync {

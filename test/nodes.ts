@@ -9,7 +9,7 @@ import {expect} from 'vitest'
 import {urlOf, type Endpoint} from '../src/net/endpoint.ts'
 import type {Sql} from '../src/postgres/sql.ts'
 import {assertMirror} from './mirror.ts'
-import {makeFile, mutateRows, type Chance} from './mutator.ts'
+import {makeFile, mutateOnce, type Chance} from './mutator.ts'
 import type {Site} from './site.ts'
 import {isAlive} from './workers.ts'
 
@@ -143,7 +143,7 @@ export async function busyClient(
   {
     rows = 60,
     journal = 'delete',
-    everyMs = 60,
+    everyMs = 250,
   }: {rows?: number; journal?: 'delete' | 'wal'; everyMs?: number} = {},
 ): Promise<BusyClient> {
   const file = join(site.folder, `${name}.db`)
@@ -151,7 +151,7 @@ export async function busyClient(
   await site.host`
     select sync_metadata.register_deployment(${name}, ${JSON.stringify({sqlite_path: file, sync_schedule: 'live', sync_enabled: true})})`
   let timer: NodeJS.Timeout | undefined = setInterval(() => {
-    mutateRows(file, chance, 1)
+    mutateOnce(file, chance)
   }, everyMs)
   const rest = () => {
     clearInterval(timer)

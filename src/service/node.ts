@@ -1,27 +1,42 @@
 import {randomUUID} from 'node:crypto'
 import {setTimeout as sleep} from 'node:timers/promises'
-import {pauseAfter} from '../cluster/backoff.ts'
-import {runElection, type ClusterView} from '../cluster/election.ts'
+import {isLockOut, pauseAfter} from '../cluster/backoff.ts'
+import {runElection, type ClusterView, type ElectionPorts} from '../cluster/election.ts'
 import type {Lease} from '../cluster/lease.ts'
 import type {Config} from '../config/config.ts'
 import {SyncError, UsageError} from '../core/errors.ts'
+import {together} from '../core/together.ts'
 import type {Endpoint} from '../net/endpoint.ts'
 import {connect} from '../postgres/connect.ts'
 import type {Connection, Pool} from '../postgres/sql.ts'
 import type {Log} from '../telemetry/log.ts'
 import {observePool, type Metrics} from '../telemetry/metrics.ts'
+import {startApi} from './http.ts'
+import {runAlerts} from './leader-alerts.ts'
+import {leadJobs} from './leader-jobs.ts'
+import {watchLeader} from './leader-watch.ts'
 import {hasEnded, lockNode} from './node-lock.ts'
 import {Notices} from './notices.ts'
 import {locateTarget, requireOwnHost, WrongClusterError} from './target.ts'
 import {endOlderWorkers} from './worker-files.ts'
-import {Workers, workersOptions} from './workers.ts'
 
 /** What a node writes to. */
 export type NodeTelemetry = {readonly log: Log; readonly metrics: Metrics; readonly version: string}
 
 /** One for the election; a second one shows whether the first is a session; others are on their way out. */
 const SESSION_CONNECTIONS = 4
+/** Of each node, for what its API and its watch over the leader read. */
+const API_CONNECTIONS = 3
+/** Of the leader, for jobs, schedule and alerts. */
 const LEADER_CONNECTIONS = 3
+/** Of each process that syncs. */
+const WORKER_CONNECTIONS = 3
+const ANSWER_WITHIN_MS = 10_000
+
+/** The most connections to Postgres that a leading node has open. */
+function mostConnections({maxSyncWorkers}: Pick<Config, 'maxSyncWorkers'>): number {
+  return 1 + API_CONNECTIONS + LEADER_CONNECTIONS + maxSyncWorkers * WORKER_CONNECTIONS
+}
 
 /**
  * Runs one node until `signal` aborts. The only place where its parts meet.
@@ -61,31 +76,61 @@ export async function runNode(
       observer: observePool(metrics, 'session'),
     }),
   )
-  log.info({version, cluster: clusterName, database: place.endpoint.display}, 'the node has started')
-  await runElection(
-    {
-      nodeId,
-      clusterName,
-      role: config.role,
-      version,
-      address: `${config.apiHost}:${config.apiPort}`,
-      instance,
-      durationMs: config.leaseDurationMs,
-      renewEveryMs: config.heartbeatIntervalMs,
-      log,
-      metrics,
+  let view: ClusterView | undefined
+  const pool = gated(
+    resources.use(
+      connect(place.endpoint, {
+        max: API_CONNECTIONS,
+        applicationName: `owsync/${nodeId}/api`,
+        answerWithinMs: ANSWER_WITHIN_MS,
+        observer: observePool(metrics, 'api'),
+      }),
+    ),
+    // While the server must not be asked, nobody of this process asks it.
+    () => (view?.isConnected === false && isLockOut(view.error) ? view.error : undefined),
+  )
+  const {role, apiHost} = config
+  const startedAt = performance.now()
+  const isLeader = () => view?.leads === true
+  const about = {nodeId, role, clusterName, version, startedAt, isLeader}
+  const api = resources.use(
+    await startApi({config: node.config, pool, node: about, notices: node.notices, log, metrics}),
+  )
+  const connections = {standby: 1 + API_CONNECTIONS, leader: mostConnections(config)}
+  log.info(
+    {version, cluster: clusterName, database: place.endpoint.display, api: api.url, connections},
+    'the node has started',
+  )
+  const noteLeader = viewer(log)
+  const election = {
+    nodeId,
+    clusterName,
+    role,
+    version,
+    address: `${apiHost}:${api.port}`,
+    instance,
+    durationMs: config.leaseDurationMs,
+    renewEveryMs: config.heartbeatIntervalMs,
+    log,
+    metrics,
+  }
+  const ports: ElectionPorts = {
+    connect: () => connectSession(sessions, node.config),
+    lead: lease => lead(node, lease),
+    onNotice: what => {
+      node.notices.emit(what)
     },
-    {
-      connect: () => connectSession(sessions, node.config),
-      lead: lease => lead(node, lease),
-      onNotice: what => {
-        node.notices.emit(what)
-      },
-      onView: viewer(log),
-      isGone: (otherId, otherInstance) => hasEnded(config.stateDir, otherId, otherInstance),
-      isFatal,
+    onView: seen => {
+      view = seen
+      noteLeader(seen)
     },
+    isGone: (otherId, otherInstance) => hasEnded(config.stateDir, otherId, otherInstance),
+    isFatal,
+  }
+  await together(
     signal,
+    signal => runElection(election, ports, signal),
+    signal => watchLeader({pool, config: node.config, nodeId, log, metrics}, signal),
   )
   log.info({}, 'the node has stopped')
 }
@@ -101,6 +146,23 @@ type Node = {
 
 function isFatal(error: unknown): boolean {
   return error instanceof UsageError || error instanceof WrongClusterError
+}
+
+/** @returns `pool`, which asks the server nothing while `refusal` gives a reason; that is thrown then. */
+function gated(pool: Pool, refusal: () => unknown): Pool {
+  const refuse = (): Promise<never> | undefined => {
+    const reason = refusal()
+    return reason instanceof Error ? Promise.reject(reason) : undefined
+  }
+  return new Proxy(pool, {
+    apply: (target, self, args: Parameters<Pool>) =>
+      (typeof args[0] === 'string' ? undefined : refuse()) ?? (Reflect.apply(target, self, args) as unknown),
+    get: (target, name) => {
+      const value: unknown = Reflect.get(target, name)
+      if (name !== 'begin' && name !== 'reserve') return value
+      return (...args: unknown[]) => refuse() ?? (value as (...args: unknown[]) => unknown)(...args)
+    },
+  })
 }
 
 /** A connection for the election, of which we know that the database fits. */
@@ -154,8 +216,8 @@ function viewer(log: Log): (view: ClusterView) => void {
 }
 
 /** What the leader does, and only it: everything on connections that bear its epoch. */
-async function lead(node: Node, lease: Lease): Promise<void> {
-  const {config, endpoint, log, metrics} = node
+async function lead({config, endpoint, log: nodeLog, metrics, notices}: Node, lease: Lease): Promise<void> {
+  const log = nodeLog.child({epoch: lease.epoch})
   await endOlderWorkers(config.stateDir, config.clusterName, lease.epoch, log)
   await using pool = connect(endpoint, {
     max: LEADER_CONNECTIONS,
@@ -165,35 +227,10 @@ async function lead(node: Node, lease: Lease): Promise<void> {
   })
   // What waits for an answer of a network that is gone must not keep the term from ending.
   lease.signal.addEventListener('abort', () => void pool.end())
-  await using workers = new Workers(
-    workersOptions(config, endpoint, lease, log, observePool(metrics, 'workers')),
+  const work = {pool, endpoint, config, lease, log, metrics, notices}
+  await together(
+    lease.signal,
+    signal => leadJobs(work, signal),
+    signal => runAlerts(work, signal),
   )
-  for (;;) {
-    await syncAll(pool, workers, lease, log)
-    try {
-      await sleep(300, undefined, {signal: lease.signal})
-    } catch {
-      return
-    }
-  }
-}
-
-async function syncAll(pool: Pool, workers: Workers, {signal}: Lease, log: Log): Promise<void> {
-  try {
-    const due = await pool<{
-      deploymentId: string
-      clientName: string
-      schemaName: string
-      sqlitePath: string
-    }>`
-      select deployment_id as "deploymentId", client_name as "clientName", schema_name as "schemaName",
-        sqlite_path as "sqlitePath"
-      from sync_metadata.client_deployments
-      where host_id = (select sync_metadata.my_host()) and sync_enabled and status = 'active' and sqlite_path is not null`
-    await Promise.allSettled(
-      due.map(place => workers.sync({...place, full: false, dryRun: false, accept: true}, signal)),
-    )
-  } catch (error) {
-    if (!signal.aborted) log.warn({err: error}, 'the deployments cannot be synced')
-  }
 }
