@@ -1,6 +1,7 @@
 import {setTimeout as sleep} from 'node:timers/promises'
 import {loadConfig, type Config} from '../src/config/config.ts'
-import {leadJobs, type EndedRun, type LeadJobs} from '../src/service/leader-jobs.ts'
+import type {EndedRun} from '../src/service/job-runs.ts'
+import {leadJobs, type LeadJobs} from '../src/service/leader-jobs.ts'
 import {enqueue, findJob, listJobs, type Job, type JobOptions, type JobType} from '../src/state/jobs.ts'
 import {silentLog} from '../src/telemetry/log.ts'
 import {createMetrics, type Metrics} from '../src/telemetry/metrics.ts'
