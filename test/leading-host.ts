@@ -87,7 +87,7 @@ export const defaultLimits: SyncRun['limits'] = {
 }
 
 /** A host whose scope removes it. */
-export async function leadingHost(cluster = 'host-a'): Promise<LeadingHost> {
+export async function leadingHost(cluster = 'host-a', node = 'cli'): Promise<LeadingHost> {
   await using resources = new AsyncDisposableStack()
   const memory = '/dev/shm'
   const folder = await mkdtemp(join(existsSync(memory) ? memory : tmpdir(), 'owsync-leading-'))
@@ -98,7 +98,7 @@ export async function leadingHost(cluster = 'host-a'): Promise<LeadingHost> {
   const over = Promise.withResolvers<undefined>()
   const leading = Promise.withResolvers<Lease>()
   const options = {
-    nodeId: `${cluster}-cli`,
+    nodeId: `${cluster}-${node}`,
     clusterName: cluster,
     durationMs: 60_000,
     renewEveryMs: 15_000,

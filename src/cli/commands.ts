@@ -119,6 +119,11 @@ export const commands: readonly Entry[] = [
   {name: 'db revoke-access', about: 'Take that access back.', load: async () => (await db()).revokeClient},
   {name: 'db transfer', about: 'Move a client to another host.', load: async () => (await db()).transfer},
   {
+    name: 'run-due',
+    about: 'Sync every client that is due, once: for cron.',
+    load: async () => (await import('./run-due.ts')).runDueCommand,
+  },
+  {
     name: 'completion',
     about: 'Print a completion script for bash or zsh.',
     load: async () => (await import('./completion.ts')).completion,

@@ -24,6 +24,7 @@ import {Session} from '../sync/session.ts'
 import {Sidecar} from '../sync/sidecar.ts'
 import {syncDeployment, type SyncResult, type SyncRun} from '../sync/sync.ts'
 import {refuseTooWide} from '../target/plan.ts'
+import {askLeader} from './ask-leader.ts'
 
 /** What `owsync sync` is asked to do. */
 export type SyncRequest = {
@@ -41,7 +42,8 @@ export type SyncRequest = {
 const PATIENCE_MS = 60_000
 
 /**
- * One sync now, leading the cluster as `<cluster>-cli` meanwhile.
+ * One sync now: by the node that leads the cluster, as a job that is followed; where none does, leading it as
+ * `<cluster>-cli` meanwhile.
  *
  * An unknown client with a file is registered first; the file is opened before that, so that a wrong path registers
  * nothing.
@@ -61,6 +63,8 @@ export async function syncOnce(
   const path = sqlite ?? deployment.sqlitePath
   if (path === null)
     throw new UsageError(`${deployment.clientName} has no SQLite file yet`, 'Give it with --sqlite FILE.')
+  const elsewhere = await byLeader(pool, config, deployment, {...request, sqlite}, signal)
+  if (elsewhere !== undefined) return elsewhere
   const lock = await waitForDeployment(config.stateDir, deployment, PATIENCE_MS, signal)
   using session = new Session({stateDir: config.stateDir, ...deployment}, lock)
   const asksNothing = !request.full && !request.accept && !request.dryRun
@@ -116,6 +120,37 @@ export async function syncOnce(
     },
     signal,
   )
+}
+
+/** @returns `undefined` when no node leads. */
+async function byLeader(
+  pool: Pool,
+  {clusterName, syncQueueSize, leaseDurationMs}: Config,
+  {deploymentId, sqlitePath}: Deployment,
+  {full, dryRun, accept, sqlite, onProgress, onWait}: SyncRequest,
+  signal: AbortSignal,
+): Promise<SyncResult | undefined> {
+  const job = await askLeader(
+    pool,
+    {
+      clusterName,
+      deploymentId,
+      syncType: full ? 'full' : 'incremental',
+      options: {
+        ...(accept && {accept}),
+        ...(dryRun && {dry_run: true}),
+        ...(sqlite !== undefined && sqlite !== sqlitePath && {sqlite_path: sqlite}),
+      },
+      mostWaiting: syncQueueSize,
+      patienceMs: 2 * leaseDurationMs,
+      onProgress,
+      onWait,
+    },
+    signal,
+  )
+  if (job === undefined) return undefined
+  const result = job.result as Omit<SyncResult, 'generation'> & {readonly generation: number}
+  return {...result, generation: BigInt(result.generation)}
 }
 
 /** What the settings say about every sync. */

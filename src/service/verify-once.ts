@@ -7,6 +7,7 @@ import type {Pool} from '../postgres/sql.ts'
 import {findDeployment, UnknownClientError} from '../state/deployments.ts'
 import {waitForDeployment} from '../sync/lock.ts'
 import {verifyDeployment, type VerifyResult, type VerifyRun, type VerifyTotals} from '../sync/verify.ts'
+import {askLeader} from './ask-leader.ts'
 
 /** What `owsync verify` is asked to do. */
 export type VerifyRequest = {
@@ -14,7 +15,7 @@ export type VerifyRequest = {
   /** The source, when it is elsewhere than at the last sync. */
   readonly sqlite?: string | undefined
   readonly quick: boolean
-  /** Put right what differs; the cluster is led as `<cluster>-cli` meanwhile. */
+  /** Put right what differs: by the node that leads, else leading the cluster as `<cluster>-cli` meanwhile. */
   readonly repair: boolean
   readonly onProgress?: (table: string, rows: number) => void
   readonly onWait?: (holder: string) => void
@@ -47,6 +48,8 @@ export async function verifyOnce(
   }
   if (!request.repair) return await verifyDeployment(run, signal)
 
+  const elsewhere = await byLeader(pool, config, run, request, signal)
+  if (elsewhere !== undefined) return elsewhere
   using lock = await waitForDeployment(config.stateDir, deployment, PATIENCE_MS, signal)
   return await withLease(
     pool,
@@ -68,4 +71,36 @@ export async function verifyOnce(
       ),
     signal,
   )
+}
+
+/** A repair writes, and the node that leads has the deployment open. @returns `undefined` when none leads. */
+async function byLeader(
+  pool: Pool,
+  {clusterName, syncQueueSize, leaseDurationMs}: Config,
+  {deployment, sqlitePath, quick}: VerifyRun,
+  {onProgress, onWait}: VerifyRequest,
+  signal: AbortSignal,
+): Promise<{result: VerifyResult; totals: VerifyTotals} | undefined> {
+  const job = await askLeader(
+    pool,
+    {
+      clusterName,
+      deploymentId: deployment.deploymentId,
+      syncType: 'verify',
+      options: {
+        repair: true,
+        ...(quick && {quick}),
+        ...(sqlitePath !== deployment.sqlitePath && {sqlite_path: sqlitePath}),
+      },
+      mostWaiting: syncQueueSize,
+      patienceMs: 2 * leaseDurationMs,
+      onProgress,
+      onWait,
+    },
+    signal,
+  )
+  if (job === undefined) return undefined
+  const result = job.result as Omit<VerifyResult, 'generation'> & {readonly generation: number}
+  const {totals} = job.errorDetails as {totals: VerifyTotals}
+  return {result: {...result, generation: BigInt(result.generation)}, totals}
 }
