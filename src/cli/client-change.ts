@@ -19,6 +19,7 @@ import {
 import {syncOnce} from '../service/sync-once.ts'
 import {openAdmin, openTarget} from '../service/target.ts'
 import type {SyncResult} from '../sync/sync.ts'
+import {tally} from '../telemetry/progress.ts'
 import {confirmByName} from './ask.ts'
 import {openHost} from './client.ts'
 import {clientDocument, scheduleText} from './client-text.ts'
@@ -192,9 +193,7 @@ export const confirm = command({
           full: false,
           dryRun: false,
           accept: true,
-          onProgress: (table, rows) => {
-            progress.update({label: `sync ${clientName}`, table, rows})
-          },
+          onProgress: tally(progress, `sync ${clientName}`, undefined),
           onWait: holder => {
             progress.update({label: `waiting for ${holder}`})
           },

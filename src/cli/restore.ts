@@ -2,6 +2,8 @@ import {parseClientName} from '../core/client-name.ts'
 import {UsageError} from '../core/errors.ts'
 import {restore as restoreFile, type RestoreRemarks, type RestoreResult} from '../restore/restore.ts'
 import {openTarget} from '../service/target.ts'
+import {rowsInTarget} from '../service/rows-ahead.ts'
+import {tally} from '../telemetry/progress.ts'
 import {command} from './command.ts'
 import {counted} from './table.ts'
 
@@ -29,6 +31,7 @@ export const restore = command({
       context.signal,
     )
     const progress = context.progress()
+    const total = progress.isShown ? await rowsInTarget(target.pool, name, context.signal) : undefined
     let restored: {result: RestoreResult; remarks: RestoreRemarks}
     try {
       restored = await restoreFile(
@@ -39,9 +42,7 @@ export const restore = command({
           to,
           force,
           ...(generation !== undefined && {asOf: generation}),
-          onProgress: (table, rows) => {
-            progress.update({label: `restore ${name}`, table, rows})
-          },
+          onProgress: tally(progress, `restore ${name}`, total),
         },
         context.signal,
       )

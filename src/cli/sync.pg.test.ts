@@ -2,6 +2,8 @@ import assert from 'node:assert/strict'
 import {afterAll, beforeAll, test} from 'vitest'
 import {runCli} from '../../test/cli.ts'
 import {syncedHost, type SyncedHost} from '../../test/synced-host.ts'
+import {rowsInTarget, rowsToLoad} from '../service/rows-ahead.ts'
+import {syncOnce} from '../service/sync-once.ts'
 
 let m: SyncedHost
 
@@ -56,3 +58,27 @@ test('what is held back says how to confirm that very file', async () => {
   assert.deepEqual(words, ['sync --client acme', other.replace("'", "'\\''"), '--accept'])
   assert.equal((await sync('--sqlite', other, '--accept')).code, 0)
 })
+
+for (const journalMode of ['delete', 'wal'])
+  test(`a first load says of each table how far it is, and how far it has to go (${journalMode})`, async () => {
+    const client = `far-${journalMode}`
+    const sqlite = m.source(client, db => {
+      db.exec(`pragma journal_mode = ${journalMode}`)
+      db.exec(`create table chat (id text primary key, title text); create table pair (a, b, primary key (a, b)) without rowid;
+        create table file (rowid_less text, oid, _rowid_, rowid, primary key (oid))`)
+      for (let i = 0; i < 1_200; i++) db.exec(`insert into chat values ('c${i}', 'x')`)
+      for (let i = 0; i < 30; i++) db.exec(`insert into pair values (${i}, 'y')`)
+      db.exec('delete from chat where rowid % 5 = 0')
+    })
+    const {signal} = new AbortController()
+    assert.equal(await rowsToLoad(m.host, m.config, {client, sqlite}, signal), 990)
+    const most = new Map<string, number>()
+    const onProgress = (table: string, rows: number) => {
+      if (table !== '') most.set(table, Math.max(rows, most.get(table) ?? 0))
+    }
+    const request = {client, sqlite, full: false, dryRun: false, accept: false, onProgress}
+    assert.equal((await syncOnce(m.host, m.config, request, signal)).status, 'success')
+    assert.deepEqual([most.get('chat'), most.get('pair')], [960, 30])
+    assert.equal(await rowsToLoad(m.host, m.config, {client, sqlite}, signal), undefined)
+    assert.equal(await rowsInTarget(m.host, client, signal), 990)
+  })

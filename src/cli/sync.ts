@@ -1,6 +1,8 @@
 import {openTarget} from '../service/target.ts'
+import {rowsToLoad} from '../service/rows-ahead.ts'
 import {syncOnce} from '../service/sync-once.ts'
 import {printed, type SyncResult} from '../sync/sync.ts'
+import {tally} from '../telemetry/progress.ts'
 import {command} from './command.ts'
 import {counted, sizeText} from './table.ts'
 
@@ -32,6 +34,9 @@ export const sync = command({
       context.signal,
     )
     const progress = context.progress()
+    const total = progress.isShown
+      ? await rowsToLoad(target.pool, config, {client, sqlite}, context.signal)
+      : undefined
     let result: SyncResult
     try {
       result = await syncOnce(
@@ -43,9 +48,7 @@ export const sync = command({
           full,
           dryRun,
           accept,
-          onProgress: (table, rows) => {
-            progress.update({label: `sync ${client}`, table, rows})
-          },
+          onProgress: tally(progress, `sync ${client}`, total),
           onWait: holder => {
             progress.update({label: `waiting for ${holder}`})
           },

@@ -1,8 +1,10 @@
 import {UsageError} from '../core/errors.ts'
 import {openTarget} from '../service/target.ts'
+import {rowsInTarget} from '../service/rows-ahead.ts'
 import {verifyOnce} from '../service/verify-once.ts'
 import type {Difference} from '../sync/findings.ts'
 import type {VerifyResult, VerifyTotals} from '../sync/verify.ts'
+import {tally} from '../telemetry/progress.ts'
 import {command} from './command.ts'
 import {counted, table} from './table.ts'
 
@@ -32,6 +34,7 @@ export const verify = command({
       context.signal,
     )
     const progress = context.progress()
+    const total = progress.isShown ? await rowsInTarget(target.pool, client, context.signal) : undefined
     let verified: {result: VerifyResult; totals: VerifyTotals}
     try {
       verified = await verifyOnce(
@@ -42,9 +45,7 @@ export const verify = command({
           sqlite,
           quick,
           repair: repair && !dryRun,
-          onProgress: (table, rows) => {
-            progress.update({label: `verify ${client}`, table, rows})
-          },
+          onProgress: tally(progress, `verify ${client}`, total),
           onWait: holder => {
             progress.update({label: `waiting for ${holder}`})
           },

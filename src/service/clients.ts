@@ -4,17 +4,18 @@ import type {Config} from '../config/config.ts'
 import {parseClientName} from '../core/client-name.ts'
 import {SyncError, UsageError} from '../core/errors.ts'
 import {recordAudit} from '../postgres/audit-log.ts'
-import {fragment, join as joined, type Pool} from '../postgres/sql.ts'
+import type {Pool} from '../postgres/sql.ts'
 import {countRows} from '../source/count.ts'
 import {openSource} from '../source/open.ts'
 import {columnsOf, type Schedule} from '../schedule/interval.ts'
 import {detachClient, eraseRow, registerClient} from '../state/client-actions.ts'
 import {readDeployments, readSizes, type ListedDeployment} from '../state/deployment-list.ts'
 import {changeSettings, type SettingsChange} from '../state/deployment-settings.ts'
-import {findDeployment, findSourceSchema, UnknownClientError, type Deployment} from '../state/deployments.ts'
+import {findDeployment, UnknownClientError, type Deployment} from '../state/deployments.ts'
 import {DeploymentBusyError, lockDeployment, waitForDeployment} from '../sync/lock.ts'
 import {Sidecar} from '../sync/sidecar.ts'
 import {syncDeployment, type SyncResult} from '../sync/sync.ts'
+import {countTarget} from './rows-ahead.ts'
 import {limitsOf, requireReadable} from './sync-once.ts'
 
 // What `owsync client` does, as this host's role and without a node: the nodes see it in the control schema.
@@ -272,7 +273,8 @@ export async function countBoth(
   client: Client,
   signal: AbortSignal,
 ): Promise<Counts> {
-  const target = await countTarget(pool, client)
+  const {deployment_id: deploymentId, schema_name: schemaName} = client
+  const target = await countTarget(pool, {deploymentId, schemaName})
   let source: ReadonlyMap<string, number> | undefined
   let sourceError: SyncError | undefined
   try {
@@ -292,24 +294,6 @@ export async function countBoth(
     deleted: target.get(table)?.deleted,
   }))
   return {tables, sourceError}
-}
-
-type TargetCount = {readonly name: string; readonly live: number; readonly deleted: number}
-
-async function countTarget(
-  pool: Pool,
-  {deployment_id: deploymentId, schema_name: schemaName}: Client,
-): Promise<ReadonlyMap<string, TargetCount>> {
-  const layouts = (await findSourceSchema(pool, deploymentId))?.tables ?? []
-  if (layouts.length === 0) return new Map()
-  const counts = layouts.map(
-    ({source, target}) => fragment`select ${source}::text as name,
-      count(*) filter (where _sync_deleted_at is null)::float8 as live,
-      count(*) filter (where _sync_deleted_at is not null)::float8 as deleted
-      from ${pool(schemaName, target)}`,
-  )
-  const rows = await pool<TargetCount>`${joined(counts, ' union all ')}`
-  return new Map(rows.map(row => [row.name, row]))
 }
 
 async function sameFile(a: string, b: string): Promise<boolean> {

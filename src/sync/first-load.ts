@@ -433,7 +433,7 @@ class Load {
       cursor.rows += page.rows.length
       moved.rows += page.rows.length
       lane.tableRows += page.rows.length + page.refused.length
-      onProgress?.(layout.source, cursor.rows)
+      onProgress?.(layout.source, lane.tableRows)
     } while (lane.position !== undefined && !chunkOf.isOver && cursor.bytes + writer.bytes < chunkOf.endBytes)
     if (writer.bytes > 0) {
       if (!hasBegun) yield COPY_HEADER

@@ -62,6 +62,7 @@ export type SyncRun = {
   readonly jobId?: string
   /** Who asked for it; without it, the command line. */
   readonly triggeredBy?: TriggeredBy
+  /** Called with the rows of a table that have been read so far; without a name, with those of all tables. */
   readonly onProgress?: (table: string, rows: number) => void
 }
 

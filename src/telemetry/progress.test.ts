@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict'
 import {describe, test} from 'vitest'
-import {columnsOf, progressLine, progressOn, type ProgressView} from './progress.ts'
+import {columnsOf, progressLine, progressOn, tally, type ProgressView} from './progress.ts'
 
 const view: ProgressView = {
   label: 'sync acme',
@@ -117,3 +117,27 @@ function fake({isTTY}: {isTTY: boolean}) {
   const written: string[] = []
   return {written, terminal: {isTTY, columns: 80, write: (text: string) => written.push(text)}}
 }
+
+test('a tally adds up tables under way side by side, and does not go back when one is read again', () => {
+  const views: ProgressView[] = []
+  const progress = {
+    isShown: true,
+    update: (view: ProgressView) => views.push(view),
+    [Symbol.dispose]: () => undefined,
+  }
+  const onProgress = tally(progress, 'sync acme', 30)
+  for (const [table, rows] of [
+    ['chat', 10],
+    ['user', 5],
+    ['chat', 20],
+    ['', 25],
+    ['chat', 3],
+    ['user', 10],
+  ] as const)
+    onProgress(table, rows)
+  assert.deepEqual(
+    views.map(({rows}) => rows),
+    [10, 15, 25, 25, 25, 30],
+  )
+  assert.ok(views.every(({label, totalRows}) => label === 'sync acme' && totalRows === 30))
+})

@@ -13,6 +13,8 @@ export type ProgressView = {
 
 /** A progress line. Disposing of it clears the line, however the work ended. */
 export type Progress = {
+  /** False where nobody sees it: what only it needs need not be found out. */
+  readonly isShown: boolean
   update(view: ProgressView): void
   [Symbol.dispose](): void
 }
@@ -38,11 +40,12 @@ export function progressOn(
   now: () => number = () => performance.now(),
 ): Progress {
   if (terminal.isTTY !== true || env.TERM === 'dumb')
-    return {update: () => undefined, [Symbol.dispose]: () => undefined}
+    return {isShown: false, update: () => undefined, [Symbol.dispose]: () => undefined}
   const isUnicode = /utf-?8/i.test(env.LC_ALL ?? env.LC_CTYPE ?? env.LANG ?? '')
   const startedAt = now()
   let drawnAt = -Infinity
   return {
+    isShown: true,
     update(view) {
       const at = now()
       if (at - drawnAt < redrawMs) return
@@ -57,6 +60,30 @@ export function progressOn(
     [Symbol.dispose]() {
       if (drawnAt !== -Infinity) terminal.write(eraseLine)
     },
+  }
+}
+
+/**
+ * Adds up what a run says of its tables, several of which may be under way at once. A run that reads a table again, to
+ * see what has changed meanwhile, does not go back.
+ *
+ * @param totalRows of all tables; `undefined` while nobody knows.
+ */
+export function tally(
+  progress: Progress,
+  label: string,
+  totalRows: number | undefined,
+): (table: string, rows: number) => void {
+  const most = new Map<string, number>()
+  let sum = 0
+  return (table, rows) => {
+    // Nameless is what a run says of all of them together.
+    const before = most.get(table) ?? 0
+    if (table !== '' && rows > before) {
+      most.set(table, rows)
+      sum += rows - before
+    }
+    progress.update({label, table, rows: sum, ...(totalRows !== undefined && {totalRows})})
   }
 }
 
