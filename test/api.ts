@@ -32,8 +32,15 @@ export type CallOptions = {
 }
 
 // Whatever a reply holds is looked at field by field.
-// eslint-disable-next-line @typescript-eslint/no-explicit-any
-export type Reply = {readonly status: number; readonly headers: Headers; readonly text: string; readonly body: any}
+
+export type Reply = {
+  readonly status: number
+  readonly headers: Headers
+  readonly text: string
+  /** JSON, which tests look at field by field. */
+  // eslint-disable-next-line @typescript-eslint/no-explicit-any
+  readonly body: any
+}
 
 export type TestApiOptions = {
   readonly pool: Pool

@@ -157,7 +157,7 @@ function sendProblem(log: Log, error: unknown, request: FastifyRequest, reply: F
   }
   void reply
     .code(problem.status)
-    .headers(headers)
+    .headers({'x-request-id': request.id, ...headers})
     .type('application/problem+json')
     .serializer(JSON.stringify)
     .send(problem)

@@ -3,7 +3,16 @@ import type {Conflict, WholeConflict} from '../state/conflicts.ts'
 import type {ApiPorts} from './ports.ts'
 import {refusals} from './problem.ts'
 import {access, callerOf, type App} from './route.ts'
-import {ClientName, ConflictBody, Cursor, Limit, listOf, problems, WholeConflictBody} from './schemas.ts'
+import {
+  ClientName,
+  ConflictBody,
+  Cursor,
+  Json,
+  Limit,
+  listOf,
+  problems,
+  WholeConflictBody,
+} from './schemas.ts'
 
 const Id = z.object({id: z.string()})
 const Decided = z.object({success: z.literal(true), conflict_id: z.string()})
@@ -61,7 +70,7 @@ export function conflictRoutes(app: App, {conflicts}: ApiPorts): void {
         body: z.discriminatedUnion('choice', [
           z.strictObject({choice: z.literal('source')}),
           z.strictObject({choice: z.literal('target')}),
-          z.strictObject({choice: z.literal('row'), row: z.record(z.string(), z.json())}),
+          z.strictObject({choice: z.literal('row'), row: z.record(z.string(), Json)}),
         ]),
         response: {200: Decided, ...problems},
       },

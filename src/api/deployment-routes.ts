@@ -9,6 +9,7 @@ import {
   ClientName,
   Cursor,
   DeploymentBody,
+  Json,
   Limit,
   listOf,
   NewDeploymentBody,
@@ -20,7 +21,7 @@ import {Shared} from './shared.ts'
 
 const Client = z.object({client: ClientName})
 const DeploymentList = listOf('deployments', DeploymentBody)
-const Rules = z.record(z.string().max(200), z.json())
+const Rules = z.record(z.string().max(200), Json)
 const RulesBody = z.object({client: z.string(), conflict_resolution: z.unknown()})
 const one = {200: DeploymentBody, ...problems}
 const queued = {202: QueuedBody, ...problems}

@@ -15,6 +15,9 @@ const text = (most: number) =>
     .max(most)
     .refine(given => !given.includes('\0'), 'must not contain NUL')
 
+/** Any JSON; bodies have been read as JSON before they are looked at. */
+export const Json = z.unknown().refine(value => value !== undefined, 'is missing')
+
 export const instant = z.codec(z.iso.datetime(), z.date(), {
   decode: given => new Date(given),
   encode: date => date.toISOString(),
@@ -59,7 +62,7 @@ const SqlitePath = text(4_096).refine(
   'must be an absolute path without ..',
 )
 const Config = z
-  .record(z.string().max(200), z.json())
+  .record(z.string().max(200), Json)
   .refine(config => JSON.stringify(config).length <= 65_536, 'must not be longer than 64 KB')
   .refine(config => !JSON.stringify(config).includes('\\u0000'), 'must not contain NUL')
 

@@ -6,7 +6,7 @@ import type {Expected} from '../state/version.ts'
 import type {ApiPorts} from './ports.ts'
 import {refusals} from './problem.ts'
 import {access, callerOf, type App} from './route.ts'
-import {changeOf, DocumentBody, problems, SettingsBody, WrittenBody} from './schemas.ts'
+import {changeOf, DocumentBody, Json, problems, SettingsBody, WrittenBody} from './schemas.ts'
 import type {Caller} from './tokens.ts'
 
 const Key = z
@@ -74,10 +74,14 @@ export function stateRoutes(app: App, {state}: ApiPorts): void {
     '/api/v1/state/:key',
     {
       config: {access: 'operate'},
+      // No body at all is validated as if it were null, which is a value.
+      preValidation: ({body}, _reply, done) => {
+        done((body as unknown) === undefined ? refusals.invalid('the body is missing') : undefined)
+      },
       schema: {
         ...writing,
         params: z.object({key: Key}),
-        body: z.json().meta({description: '`{value}`, which may repeat `key`; any other JSON is the value.'}),
+        body: Json.meta({description: '`{value}`, which may repeat `key`; any other JSON is the value.'}),
       },
     },
     (request, reply) => {
@@ -90,7 +94,7 @@ export function stateRoutes(app: App, {state}: ApiPorts): void {
     '/api/v1/state',
     {
       config: {access: 'operate'},
-      schema: {...writing, body: z.strictObject({key: Key, value: z.json()})},
+      schema: {...writing, body: z.strictObject({key: Key, value: Json})},
     },
     (request, reply) =>
       write({...request.body, ifMatch: request.headers['if-match'], caller: callerOf(request)}, reply),
