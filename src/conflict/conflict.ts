@@ -15,6 +15,21 @@ export const conflictTypes = [
 
 export type ConflictType = (typeof conflictTypes)[number]
 
+/** What one side did to a row since the last state both had. */
+export type SideChange = 'none' | 'insert' | 'update' | 'delete'
+
+/**
+ * The type of a conflict by what the source did and then by what the target did; `undefined` where there is none.
+ * A row that a side has kept or dropped by an earlier ruling can be inserted where the other has it still.
+ */
+// prettier-ignore
+export const conflictTypeOf: Readonly<Record<SideChange, Readonly<Record<SideChange, ConflictType | undefined>>>> = {
+  none:   {none: undefined, insert: 'drift',         update: 'drift',         delete: 'drift'},
+  insert: {none: undefined, insert: 'insert_insert', update: 'insert_insert', delete: 'update_delete'},
+  update: {none: undefined, insert: 'update_update', update: 'update_update', delete: 'update_delete'},
+  delete: {none: undefined, insert: 'delete_update', update: 'delete_update', delete: undefined},
+}
+
 /** A row by source column names. */
 export type RowValues = ReadonlyMap<string, Value>
 
