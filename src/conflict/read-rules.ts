@@ -97,7 +97,8 @@ function readEntry(part: Part, under: RuleEntry | undefined, {place, standard}: 
     place,
   }
   const effective = entry.strategy ?? standard.strategy
-  if (written && effective !== 'merge' && !part.isBroken('strategy')) {
+  const isKnown = strategy !== undefined || !part.has('strategy')
+  if (written && effective !== 'merge' && isKnown) {
     written.problem(`is of use only with the strategy merge; here it is ${effective}`)
   }
   return entry
@@ -135,7 +136,6 @@ class Part {
   readonly value: unknown
   readonly #place: string
   readonly #problems: string[]
-  readonly #broken = new Set<string>()
 
   constructor(value: unknown, place: string, problems: string[]) {
     this.value = value
@@ -145,10 +145,6 @@ class Part {
 
   has(key: string): boolean {
     return isObject(this.value) && Object.hasOwn(this.value, key)
-  }
-
-  isBroken(key: string): boolean {
-    return this.#broken.has(key)
   }
 
   problem(text: string): void {
@@ -176,9 +172,7 @@ class Part {
     const part = this.part(key)
     const before = this.#problems.length
     if (part.value === null) part.problem('is null; leave it out instead')
-    if (this.#problems.length === before) return part
-    this.#broken.add(key)
-    return undefined
+    return this.#problems.length === before ? part : undefined
   }
 
   required(key: string): Part | undefined {

@@ -135,19 +135,21 @@ export function rulesOf(
   return readRules({conflict_resolution}, `config of ${client.name}`, shared)
 }
 
-/** The rule that decides conflicts in a table. */
+/** The rule that decides conflicts in a table: what its entry says, else what the default strategy says. */
 export function ruleFor({standard, tables}: Rules, table: string): TableRule {
   const entry = tables.get(table)
-  const {strategy, compareField, mergeRules, notify, why, place} = {...standard, ...entry}
+  const {strategy, compareField, notify, place} = {...standard, ...entry}
+  const own = entry?.mergeRules ?? []
+  const ownNames = new Set(own.map(({path}) => JSON.stringify(path)))
   return {
     strategy,
     compareField,
-    // Rules for any table stand behind those of this one, which come first where both name a field.
-    mergeRules: entry?.mergeRules
-      ? [...entry.mergeRules, ...(standard.mergeRules ?? [])]
-      : (standard.mergeRules ?? mergeRules ?? []),
+    mergeRules: [
+      ...own,
+      ...(standard.mergeRules ?? []).filter(({path}) => !ownNames.has(JSON.stringify(path))),
+    ],
     notify: notify ?? false,
-    why: entry ? entry.why : why,
+    why: (entry ?? standard).why,
     entry: entry ? `table_strategies.${table}` : 'default_strategy',
     place,
   }
