@@ -11,11 +11,13 @@ set local role sync_owner;
 alter table sync_metadata.conflict_log
   add column outcome     text check (outcome in ('source', 'target', 'merged')),
   add column rule        text,
+  -- Who made the edit, as its mark said.
+  add column edited_by   text,
   -- The row's _sync_diverged is this conflict: what it says of the source is needed for as long as it does.
   add column is_standing boolean not null default false;
 create index on sync_metadata.conflict_log (deployment_id) where is_standing;
-grant update (conflict_type, outcome, rule, is_standing) on sync_metadata.conflict_log to sync_service;
-grant select (outcome, is_standing) on sync_metadata.conflict_log to sync_viewer;
+grant update (conflict_type, outcome, rule, edited_by, is_standing) on sync_metadata.conflict_log to sync_service;
+grant select (outcome, rule, edited_by, is_standing) on sync_metadata.conflict_log to sync_viewer;
 
 -- What identifies a row of each client table, for rows that people insert; follows source_schemas. For definer functions
 -- alone.

@@ -91,7 +91,14 @@ export async function ownServer(): Promise<OwnServer> {
     async database() {
       const pool = connect(endpoint, {max: 6, applicationName})
       await migrate(pool)
-      return Object.assign(pool, {endpoint})
+      return Object.assign(pool, {
+        endpoint,
+        tamper: (strings: TemplateStringsArray, ...values: readonly unknown[]) =>
+          pool.begin(async tx => {
+            await tx`set local session_replication_role = replica`
+            return await tx(strings, ...values)
+          }),
+      })
     },
     [Symbol.asyncDispose]: () => kept.disposeAsync(),
   }

@@ -92,6 +92,7 @@ export async function syncOnce(
             lease,
             sqlitePath: path,
             limits: limitsOf(config),
+            conflictConfig: config.conflictResolutionConfig,
             full,
             dryRun,
             accept,
@@ -223,6 +224,9 @@ async function dryRunOf(
     cutId: null,
     loadPosition: null,
     quarantinedRows: 0,
+    pendingConflicts: 0,
+    hasMarks: false,
+    config: {},
   }
   try {
     return await syncDeployment(

@@ -51,6 +51,7 @@ export class TableReader {
   readonly #one: StatementSync
   #untilStatement: StatementSync | undefined
   #betweenStatement: StatementSync | undefined
+  #byKey: StatementSync | undefined
   readonly #digest: RowDigester
   readonly #keyAt: readonly number[]
   /** Leading result columns that say where the row stands: its rowid, or the bytes of each key column that is text. */
@@ -158,6 +159,34 @@ export class TableReader {
     return {rows: fetched.map(row => this.#row(row)), refused, asked, holdMs}
   }
 
+  /**
+   * Reads single rows by their keys, asking for one by the values of its key columns or, where `undefined`, by the rowid
+   * that its key holds. Keys that no row has now are not in the answer, nor are rows that cannot be read.
+   */
+  find(wanted: readonly {readonly key: string; readonly values: readonly Value[] | undefined}[]): {
+    rows: SourceRow[]
+    refused: readonly string[]
+    holdMs: number
+  } {
+    const rows: SourceRow[] = []
+    const refused: string[] = []
+    const since = performance.now()
+    for (const {key, values} of wanted) {
+      try {
+        for (const row of this.#withKey(key, values) as Iterable<Value[]>) {
+          this.#settle(row)
+          const found = this.#row(row)
+          // An index may take for equal what is not the same.
+          if (found.key === key) rows.push(found)
+        }
+      } catch (cause) {
+        if (errcode(cause) !== SQLITE_TOOBIG) throw cause
+        refused.push(key)
+      }
+    }
+    return {rows, refused, holdMs: performance.now() - since}
+  }
+
   /** Which of the keys no row has now. A hashed key cannot be looked up and is never reported absent. */
   absent(keys: readonly string[]): {keys: ReadonlySet<string>; holdMs: number} {
     const {table} = this
@@ -187,6 +216,20 @@ export class TableReader {
     const statement = this.#db.prepare(`select max(${this.#rowid()}) as rid from ${ident(this.table.name)}`)
     statement.setReadBigInts(true)
     return (statement.get()?.['rid'] as bigint | null) ?? undefined
+  }
+
+  #withKey(key: string, values: readonly Value[] | undefined): Iterable<unknown> {
+    const {table} = this
+    const parts = values ?? rowidOf(key)
+    if (parts === undefined) return []
+    if (values === undefined) return table.withoutRowid ? [] : this.#one.iterate(...(parts as bigint[]))
+    const where = table.key.map(column => `${ident(column)} is iif(?, cast(? as text), ?)`).join(' and ')
+    this.#byKey ??= this.#prepare(
+      table.columns.map(column => ident(column.name)),
+      false,
+      `where ${where}`,
+    )
+    return this.#byKey.iterate(...bindable(parts))
   }
 
   #upTo(position: Position | undefined): StatementSync {
@@ -353,6 +396,12 @@ export class TableReader {
     const reason = `column ${large?.name ?? '?'} holds ${large?.bytes ?? 0} bytes, more than the ${longestValue.bytes} that can be mirrored`
     return {row: {rowid, key: rowKey, reason}, position}
   }
+}
+
+function rowidOf(key: string): readonly Value[] | undefined {
+  const parts = partsOfKey(key)
+  if (parts === undefined) return undefined
+  return 'rowid' in parts ? [parts.rowid] : parts.values
 }
 
 /** Three parameters a value, for `iif(?, cast(? as text), ?)`: a text that JavaScript cannot hold goes as its bytes. */

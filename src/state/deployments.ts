@@ -19,6 +19,12 @@ export type Deployment = {
   readonly loadPosition: unknown
   /** Rows that could not be applied and are tried again. */
   readonly quarantinedRows: number
+  /** Conflicts that wait for a person. */
+  readonly pendingConflicts: number
+  /** Somebody else has edited rows since they were last decided. */
+  readonly hasMarks: boolean
+  /** Overrides of settings, as they were written. */
+  readonly config: unknown
 }
 
 /** No deployment of this host has that name. */
@@ -40,7 +46,10 @@ export async function findDeployment(sql: Sql, schemaName: string): Promise<Depl
       sqlite_path as "sqlitePath", status, status_reason as "statusReason", direction, generation, cut_id as "cutId",
       load_position as "loadPosition",
       (select count(*)::int from sync_metadata.row_quarantine q
-        where q.deployment_id = d.deployment_id and q.resolved_at is null) as "quarantinedRows"
+        where q.deployment_id = d.deployment_id and q.resolved_at is null) as "quarantinedRows",
+      (select count(*)::int from sync_metadata.conflict_log c
+        where c.deployment_id = d.deployment_id and c.status = 'pending') as "pendingConflicts",
+      exists (select from sync_metadata.marked_tables(d.schema_name)) as "hasMarks", config
     from sync_metadata.client_deployments d
     where schema_name = ${schemaName} and host_id = (select sync_metadata.my_host())`
   return row

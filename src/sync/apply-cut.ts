@@ -1,11 +1,16 @@
 import {json, type Pool, type Tx} from '../postgres/sql.ts'
 import {saveSourceSchema, type Deployment} from '../state/deployments.ts'
-import {applyTable, clearColumn, TableRefusedError, tombstoneAll} from '../target/apply.ts'
+import {applyTable, clearColumn, isSent, TableRefusedError, tombstoneAll} from '../target/apply.ts'
+import {valuesOfRow} from '../target/encode.ts'
+import {passedOver, passedOverInStage, stagedSides, type SourceSide} from '../target/marks.ts'
 import type {Operation} from '../target/plan.ts'
+import {decideRows, Tally, type Court} from './conflicts.ts'
 import type {Cut, QuarantinedRow} from './cut.ts'
+import {rulesOf, type Rules} from '../conflict/rules.ts'
 import type {Loaded} from './first-load.ts'
 import type {Report} from './report.ts'
 import type {Sidecar} from './sidecar.ts'
+import type {Spool} from './spool.ts'
 import type {SyncRun} from './sync.ts'
 
 /** Rows of one cut that Postgres may refuse before we suspect ourselves instead of the rows. */
@@ -27,11 +32,21 @@ export async function applyCut(
 ): Promise<bigint | undefined> {
   const {pool, lease, deployment, limits} = run
   const care = new Care()
+  let rules: Rules | undefined
   for (;;) {
     try {
-      return await pool.begin(
+      const court: Court = {
+        deployment,
+        rules: () =>
+          (rules ??= rulesOf(run.conflictConfig, {name: deployment.clientName, config: deployment.config})),
+        jobId: run.jobId,
+        by: lease.nodeId,
+        tally: new Tally(),
+      }
+      const generation = await pool.begin(
         async tx => {
-          await writeCut(tx, deployment, cut, care, signal)
+          await writeCut(tx, court, cut, care, signal)
+          report.conflicts = court.tally
           if (cut.isSchemaChanged)
             await saveSourceSchema(tx, deployment.deploymentId, deployment.generation + 1n, cut.schema)
           await recordQuarantine(tx, deployment, report.refused)
@@ -43,6 +58,7 @@ export async function applyCut(
         },
         {setLocal: {statement_timeout: `${limits.statementTimeoutMs}ms`}, signal: lease.signal},
       )
+      return generation
     } catch (error) {
       const refused = await care.learn(error, cut)
       if (refused === undefined) throw error
@@ -50,7 +66,8 @@ export async function applyCut(
         sidecar.unremember(source, row.key)
         report.refuse(row)
       }
-      if (report.hasNoRows && !cut.isSchemaChanged && loaded === undefined) return undefined
+      if (report.hasNoRows && !cut.isSchemaChanged && loaded === undefined && cut.taken === 0)
+        return undefined
     }
   }
 }
@@ -59,36 +76,62 @@ export function modeOf(run: Pick<SyncRun, 'full'>, loaded: Loaded | undefined): 
   return loaded !== undefined || run.full ? 'full' : 'incremental'
 }
 
-async function writeCut(
-  tx: Tx,
-  deployment: Deployment,
-  cut: Cut,
-  care: Care,
-  signal: AbortSignal,
-): Promise<void> {
-  const {deploymentId, schemaName} = deployment
+async function writeCut(tx: Tx, court: Court, cut: Cut, care: Care, signal: AbortSignal): Promise<void> {
+  const {deploymentId, schemaName} = court.deployment
   const loosened: Operation[] = [...care.loosened].map(table => ({op: 'loosen_indexes', table}))
   // Tables that are new in a later cut get their keys before their rows: the rows come as upserts.
   const operations = [...cut.plan.operations, ...cut.plan.finish, ...loosened]
   if (operations.length > 0)
     await tx`select sync_metadata.evolve_schema(${deploymentId}, ${json(operations)})`
   for (const {table, column} of cut.plan.clear) await clearColumn(tx, schemaName, table, column)
-  for (const {target} of cut.plan.vanished) await tombstoneAll(tx, schemaName, target)
+  for (const layout of cut.plan.vanished) {
+    await tombstoneAll(tx, schemaName, layout.target)
+    await decideRows(tx, court, layout, await passedOver(tx, schemaName, layout, 'all'), nothing)
+  }
   for (const spool of cut.spools.values()) {
     const changes = {
       layout: spool.layout,
       small: care.mustStage(spool.layout.source) ? undefined : spool.small,
       count: spool.count,
       tombstones: spool.tombstones,
-      mayRepeat: !cut.capture.consistent,
+      // A row that was taken for its mark may have been captured as well, while it was otherwise.
+      mayRepeat: !cut.capture.consistent || cut.taken > 0,
       findRefused: care.mustSearch(spool.layout.source),
       stream: (skip: ReadonlySet<number>) => spool.stream(skip),
     }
-    await applyTable(tx, schemaName, changes, care.skip(spool.layout.source), signal)
+    const skip = care.skip(spool.layout.source)
+    const passed = await applyTable(tx, schemaName, changes, skip, signal)
+    if (passed.upserts > 0) await decideUpserts(tx, court, spool, isSent(changes, skip))
+    if (passed.tombstones > 0) {
+      const keys = await passedOver(tx, schemaName, spool.layout, spool.tombstones)
+      await decideRows(tx, court, spool.layout, keys, nothing)
+    }
   }
   if (cut.widenings.length > 0)
     await tx`select sync_metadata.evolve_schema(${deploymentId}, ${json(cut.widenings)})`
 }
+
+/** Decides about rows that stay in the source and that the upsert has passed over. */
+async function decideUpserts(tx: Tx, court: Court, spool: Spool, isSmall: boolean): Promise<void> {
+  const {layout} = spool
+  const {schemaName} = court.deployment
+  if (!isSmall) {
+    const keys = await passedOverInStage(tx, schemaName, layout)
+    await decideRows(tx, court, layout, keys, page => stagedSides(tx, layout, page))
+    return
+  }
+  const rows = new Map((spool.small ?? []).map(row => [row.key, row]))
+  const keys = await passedOver(tx, schemaName, layout, [...rows.keys()])
+  const sides = new Map<string, SourceSide>()
+  for (const key of keys) {
+    const row = rows.get(key)
+    if (row !== undefined) sides.set(key, {digest: Buffer.from(row.digest), values: valuesOfRow(row, layout)})
+  }
+  await decideRows(tx, court, layout, keys, () => Promise.resolve(sides))
+}
+
+/** The source has none of the rows. */
+const nothing = () => Promise.resolve(new Map<string, SourceSide>())
 
 /** What earlier tries of one cut have taught: which rows to leave out, which tables to stage, which indexes to loosen. */
 class Care {

@@ -1,6 +1,7 @@
 import {isDeepStrictEqual} from 'node:util'
 import type {SourceSchema, TableLayout} from '../core/layout.ts'
 import {capture, type CaptureResult, type Delta, type Finder} from '../source/capture.ts'
+import type {SourceRow} from '../source/read.ts'
 import {sampleClasses, type SourceSpec, type TableSpec} from '../source/introspect.ts'
 import type {Source} from '../source/open.ts'
 import {RowEncoder} from '../target/encode.ts'
@@ -39,6 +40,10 @@ export type Cut = Disposable & {
   readonly hasMoves: boolean
   /** Rows seen in each source table. */
   readonly counts: ReadonlyMap<string, number>
+  /** Marked rows that the source has not changed, taken in by {@link Cut.take} and {@link Cut.takeAbsent}. */
+  readonly taken: number
+  take(table: string, row: SourceRow): void
+  takeAbsent(table: string, key: string): void
   /** Rowids of the changed rows of each source table with changes, and rowids; gathered when the options ask for them. */
   readonly places: ReadonlyMap<string, readonly bigint[]> | undefined
 }
@@ -142,6 +147,7 @@ class Gathering implements Disposable {
   readonly remembered: (table: TableSpec) => ReturnType<Sidecar['remembered']>
   readonly isSameSchema: boolean
   readonly #plan: Plan
+  readonly #layouts: ReadonlyMap<string, TableLayout>
   readonly #options: CutOptions
   readonly #spools = new Map<string, Spool>()
   readonly #encoders = new Map<string, RowEncoder>()
@@ -167,6 +173,7 @@ class Gathering implements Disposable {
     this.#vanishedRows = this.#plan.vanished.reduce((rows, layout) => rows + sidecar.count(layout.source), 0)
     for (const layout of this.#plan.vanished) sidecar.forget(layout.source)
     const layouts = new Map(this.#plan.tables.map(layout => [layout.source, layout]))
+    this.#layouts = layouts
     const before = new Map(previous.map(layout => [layout.source, layout]))
     for (const layout of this.#plan.tables) {
       const was = before.get(follows.get(layout.source) ?? layout.source)
@@ -221,6 +228,7 @@ class Gathering implements Disposable {
   finish(capture: CaptureResult): Cut {
     const {tables, operations} = widenTables(withSeen(this.#plan.tables, this.#encoders))
     const schema = schemaOf(capture.spec, tables)
+    let taken = 0
     return {
       capture,
       plan: this.#plan,
@@ -235,6 +243,19 @@ class Gathering implements Disposable {
       tombstoned: this.#tombstoned + this.#vanishedRows,
       hasMoves: this.#moved > 0,
       counts: this.counts,
+      get taken() {
+        return taken
+      },
+      take: (table, row) => {
+        taken++
+        const layout = this.#layouts.get(table) as TableLayout
+        // An encoder of its own: what these rows hold has been seen.
+        this.#spool(layout).add(new RowEncoder(layout).encode(row))
+      },
+      takeAbsent: (table, key) => {
+        taken++
+        this.#spool(this.#layouts.get(table) as TableLayout).tombstones.push(key)
+      },
       places: this.#places,
       [Symbol.dispose]: () => {
         this[Symbol.dispose]()

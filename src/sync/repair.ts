@@ -77,6 +77,7 @@ export async function repair(
           count: spool.count,
           tombstones: spool.tombstones,
           mayRepeat: true,
+          overwrites: true,
           stream: skip => spool.stream(skip),
         },
         new Set(),

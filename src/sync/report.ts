@@ -1,6 +1,7 @@
 import type {Source} from '../source/open.ts'
 import type {Deployment} from '../state/deployments.ts'
 import type {Missed} from './audit.ts'
+import {Tally} from './conflicts.ts'
 import type {Cut, QuarantinedRow} from './cut.ts'
 import type {Loaded} from './first-load.ts'
 import type {Sidecar} from './sidecar.ts'
@@ -19,6 +20,7 @@ export class Report {
   readonly #startedAt: number
   readonly #refused: QuarantinedRow[] = []
   #audit: Missed | undefined
+  #conflicts = new Tally()
   #consistent = true
   #tables = 0
   #upserted = 0
@@ -77,6 +79,11 @@ export class Report {
     this.#audit = missed
   }
 
+  /** What has been decided about rows on which both sides had something to say. */
+  set conflicts(tally: Tally) {
+    this.#conflicts = tally
+  }
+
   /** What the control schema records of this run, and tells those who wait for its cut. */
   job(run: Pick<SyncRun, 'jobId' | 'triggeredBy'>, mode: 'full' | 'incremental'): Record<string, unknown> {
     const failed = this.#refused.length > 0
@@ -92,6 +99,8 @@ export class Report {
       rows_tombstoned: this.#tombstoned,
       rows_unchanged: this.#unchanged,
       rows_quarantined: this.#refused.length,
+      conflicts_detected: this.#conflicts.detected,
+      conflicts_resolved: this.#conflicts.resolved,
       bytes: this.#bytes,
       duration_ms: Math.round(performance.now() - this.#startedAt),
       ...this.#errors,
@@ -129,6 +138,11 @@ export class Report {
     return {changes: this.#changes, refused: [...refused.values()]}
   }
 
+  /** Conflicts that wait for a person, after this run. */
+  get pendingConflicts(): number {
+    return Math.max(0, this.#deployment.pendingConflicts + this.#conflicts.pending)
+  }
+
   get #unchanged(): number {
     return Math.max(0, this.#seen - this.#upserted - this.#refused.length)
   }
@@ -164,10 +178,15 @@ export class Report {
         unchanged: this.#unchanged,
         quarantined: this.#refused.length,
       },
-      conflicts: {detected: 0, resolved: 0, pending: 0},
+      conflicts: {
+        detected: this.#conflicts.detected,
+        resolved: this.#conflicts.resolved,
+        pending: this.pendingConflicts,
+      },
       bytes: this.#bytes,
       audit: this.#audit,
       details: this.#details,
+      ...(this.#conflicts.detected === 0 ? {} : {decisions: this.#conflicts.decisions}),
       duration_ms: Math.round(performance.now() - this.#startedAt),
       lock: {max_hold_ms: Math.round(this.#maxHoldMs * 10) / 10, busy_retries: this.#busyRetries},
     }

@@ -56,7 +56,7 @@ export class Session implements Disposable {
    */
   unchanged(run: SessionRun): SyncResult | undefined {
     const settled = this.#settled
-    if (settled === undefined || run.full || run.dryRun || run.accept) return undefined
+    if (settled === undefined || run.full || run.dryRun || run.accept || run.marks === true) return undefined
     if (settled.path !== run.sqlitePath || settled.epoch !== run.lease.epoch) return undefined
     if (Date.now() >= settled.auditAt) return undefined
     const source = this.#held.openSource
@@ -189,6 +189,7 @@ function again(result: SyncResult): SyncResult {
     bytes: 0,
     audit: undefined,
     details: undefined,
+    decisions: undefined,
     duration_ms: 0,
     lock: {max_hold_ms: 0, busy_retries: 0},
   }

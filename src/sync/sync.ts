@@ -1,5 +1,6 @@
 import {randomUUID} from 'node:crypto'
 import {realpathSync} from 'node:fs'
+import type {ConflictRules} from '../config/config.ts'
 import type {SourceSchema} from '../core/layout.ts'
 import {together} from '../core/together.ts'
 import type {Lease} from '../cluster/lease.ts'
@@ -22,11 +23,13 @@ import type {TriggeredBy} from '../state/jobs.ts'
 import {readExisting, type Existing} from '../target/plan.ts'
 import {applyCut, modeOf, recordQuarantine} from './apply-cut.ts'
 import {Audit, auditDueAt, type Missed} from './audit.ts'
+import type {Decided} from './conflicts.ts'
 import {captureCut, cookieOf, type Cut} from './cut.ts'
 import {firstLoad, type Loaded} from './first-load.ts'
 import {suspicion, type DeleteGuard} from './guard.ts'
 import {Held, type KeptPages} from './held.ts'
 import {awaitMigration} from './migration.ts'
+import {takeMarked} from './queue.ts'
 import {rebuildSidecar} from './rebuild.ts'
 import {Report, rowsAfter} from './report.ts'
 import {direction} from './revisions.ts'
@@ -52,6 +55,10 @@ export type SyncRun = {
   readonly dryRun: boolean
   /** A person has confirmed what the guard holds back. */
   readonly accept: boolean
+  /** There may be foreign edits to decide about, whether the source has changed or not. */
+  readonly marks?: boolean
+  /** The rules for conflicts that this process was given; a deployment's own come before them. */
+  readonly conflictConfig?: ConflictRules | undefined
   /** How changes are found: by pages of the file when it is large, unless this says otherwise. */
   readonly capture?: 'auto' | 'pages' | 'digests'
   /** Keeps the pages of the source in memory between the runs of one process. */
@@ -91,7 +98,10 @@ export type SyncResult = {
     readonly unchanged: number
     readonly quarantined: number
   }
+  /** Met in this run, and decided in it; `pending` are all that wait for a person. */
   readonly conflicts: {readonly detected: number; readonly resolved: number; readonly pending: number}
+  /** Present when there were conflicts: how they were decided. */
+  readonly decisions?: readonly Decided[] | undefined
   readonly bytes: number
   /** Present when all rows were compared to check the capture by pages. Anything missed is an error of ours. */
   readonly audit?: Missed | undefined
@@ -103,7 +113,7 @@ export type SyncResult = {
 
 /** @returns the result as it is shown. */
 export function printed(result: SyncResult): SyncResult {
-  return {...result, details: undefined}
+  return {...result, details: undefined, decisions: undefined}
 }
 
 /** At most this much of one table's changes goes as parameters of one statement. */
@@ -155,7 +165,12 @@ export function unchangedSince(
   {sidecar}: Held,
 ): SyncResult | undefined {
   const isWell = deployment.quarantinedRows === 0 && deployment.status !== 'quarantined'
-  if (deployment.generation === 0n || !isWell || sidecar.standing(deployment.cutId) !== 'in step')
+  if (
+    deployment.generation === 0n ||
+    !isWell ||
+    deployment.hasMarks ||
+    sidecar.standing(deployment.cutId) !== 'in step'
+  )
     return undefined
   const noted = sidecar.noted('fingerprint')
   if (noted === undefined || noted !== fingerprintOf(path)) return undefined
@@ -193,9 +208,11 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   const isByPages = usesPages(run, open)
   const auditAt = () => (isByPages ? auditDueAt(deployment.deploymentId, sidecar.noted('audited')) : Infinity)
   const isAuditDue = isLoaded && Date.now() >= auditAt()
+  const hasMarks = run.marks === true || deployment.hasMarks
   const isFree =
     !run.full &&
     !run.accept &&
+    !hasMarks &&
     !isAuditDue &&
     deployment.quarantinedRows === 0 &&
     deployment.status !== 'quarantined'
@@ -274,7 +291,7 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   }
   const schema = cut.isSchemaChanged || basis === undefined ? cut.schema : basis
   const status = deployment.status === 'quarantined' ? 'active' : deployment.status
-  const after = {...deployment, status, loadPosition: null}
+  const after = {...deployment, status, loadPosition: null, hasMarks: false}
   const keepCut = async (): Promise<Outcome> => {
     if (deployment.status === 'quarantined') await unquarantine(pool, deployment.deploymentId)
     await recordQuarantine(pool, deployment, report.refused)
@@ -284,7 +301,10 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
     const known = {deployment: {...after, quarantinedRows: report.quarantined}, schema}
     return {result: report.unchanged(sidecar), known, ...settled()}
   }
-  const hasNews = cut.upserted > 0 || cut.tombstoned > 0 || cut.isSchemaChanged || loaded !== undefined
+  if (hasMarks && isLoaded)
+    await takeMarked(pool, deployment.schemaName, open, cut, run.limits.lockBudgetMs, signal)
+  const hasNews =
+    cut.upserted > 0 || cut.tombstoned > 0 || cut.isSchemaChanged || loaded !== undefined || cut.taken > 0
   if (!hasNews) {
     // Rows that only moved are for the sidecar alone: Postgres has their cut already.
     if (cut.hasMoves) {
@@ -305,7 +325,16 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   note()
   return {
     result: report.done(modeOf(run, loaded), generation),
-    known: {deployment: {...after, generation, cutId, quarantinedRows: report.quarantined}, schema},
+    known: {
+      deployment: {
+        ...after,
+        generation,
+        cutId,
+        quarantinedRows: report.quarantined,
+        pendingConflicts: report.pendingConflicts,
+      },
+      schema,
+    },
     ...settled(),
   }
 }

@@ -17,6 +17,8 @@ export type TableChanges = {
   readonly mayRepeat: boolean
   /** Find out which of the staged rows Postgres refuses; it had not said so itself. */
   readonly findRefused?: boolean
+  /** Rows that somebody else has edited, or that may differ, are written too: what they hold is to be undone. */
+  readonly overwrites?: boolean
   stream(skip: ReadonlySet<number>): AsyncIterable<Uint8Array>
 }
 
@@ -41,8 +43,14 @@ export class TableRefusedError extends SyncError {
   }
 }
 
+/** How many rows were left as they stand, at most: those with a mark, or with a difference that was accepted. */
+export type PassedOver = {readonly upserts: number; readonly tombstones: number}
+
 /**
  * Writes one table's changes: at most two statements, whatever the number of rows, and two more when they are staged.
+ *
+ * Rows with a mark, or with a difference that was accepted, are passed over and locked: whoever called decides about
+ * them in the same transaction. That costs no look at all as long as there are none.
  *
  * @param skip numbers of rows to leave out of a staged write (see {@link TableChanges.stream}).
  * @throws {TableRefusedError} around what Postgres said.
@@ -53,16 +61,25 @@ export async function applyTable(
   changes: TableChanges,
   skip: ReadonlySet<number>,
   signal: AbortSignal,
-): Promise<void> {
+): Promise<PassedOver> {
   try {
-    if (changes.small !== undefined && skip.size === 0)
-      await upsertSmall(tx, schema, changes.layout, dedupe(changes))
-    else if (changes.count > skip.size) await upsertStaged(tx, schema, changes, skip, signal)
-    await tombstone(tx, schema, changes.layout, changes.tombstones)
+    let upserts = 0
+    if (isSent(changes, skip)) upserts = await upsertSmall(tx, schema, changes, dedupe(changes))
+    else if (changes.count > skip.size) upserts = await upsertStaged(tx, schema, changes, skip, signal)
+    const tombstones = await tombstone(tx, schema, changes)
+    return {upserts, tombstones}
   } catch (cause) {
     throw refusal(changes.layout, cause)
   }
 }
+
+/** Whether the rows go as parameters; else they are staged, and stand in {@link STAGE} until the next table's do. */
+export function isSent({small}: Pick<TableChanges, 'small'>, skip: ReadonlySet<number>): boolean {
+  return small !== undefined && skip.size === 0
+}
+
+/** The temporary table of rows on their way, as a quoted qualified name. */
+export const STAGE = 'pg_temp."_sync_stage"'
 
 /** Copies rows straight into a table that has no rows with these keys: a first load, before its primary key exists. */
 export async function copyInto(
@@ -83,10 +100,10 @@ export async function copyInto(
   }
 }
 
-/** Marks every live row of a table that the app has dropped. */
+/** Makes a tombstone of every live row of a table that the app has dropped, but of those that were passed over. */
 export async function tombstoneAll(tx: Tx, schema: string, target: string): Promise<void> {
   await tx`update ${raw(`${quote(schema)}.${quote(target)}`)}
-    set _sync_deleted_at = now(), _sync_at = now() where _sync_deleted_at is null`
+    set _sync_deleted_at = now(), _sync_at = now() where _sync_deleted_at is null and ${raw(UNTOUCHED)}`
 }
 
 /** Empties a column that the app has brought back, so that what it held before is not taken for what it holds now. */
@@ -97,31 +114,34 @@ export async function clearColumn(tx: Tx, schema: string, target: string, column
 }
 
 /** A lost connection or lease is not the table's fault, and is told as what it is. */
-function refusal(layout: TableLayout, cause: unknown): unknown {
+export function refusal(layout: TableLayout, cause: unknown): unknown {
   return isDataError(cause) ? new TableRefusedError(layout, cause) : cause
 }
 
 async function upsertSmall(
   tx: Tx,
   schema: string,
-  layout: TableLayout,
+  {layout, overwrites}: TableChanges,
   rows: readonly TargetRow[],
-): Promise<void> {
-  if (rows.length === 0) return
+): Promise<number> {
+  if (rows.length === 0) return 0
   const types = [...layout.columns.map(column => column.type), 'text', 'bytea', 'jsonb']
   const values = [
-    ...layout.columns.map((_, i) => rows.map(row => asText(row.typed[i] as Typed))),
+    ...layout.columns.map((_, i) => rows.map(row => asParameter(row.typed[i] as Typed))),
     rows.map(row => row.key),
-    rows.map(row => asText(row.digest)),
+    rows.map(row => asParameter(row.digest)),
     rows.map(row => row.raw),
   ]
   const arrays = join(values.map(list => fragment`${list}::text[]`))
   const names = types.map((_, i) => `c${i}`)
   const casts = types.map((type, i) => `c${i}::${type}`)
-  await tx`
-    insert into ${raw(nameOf(schema, layout))} as t (${raw(columnList(layout))})
-    select ${raw(casts.join(', '))} from unnest(${arrays}) as s (${raw(names.join(', '))})
-    ${onConflict(layout)}`
+  const put = await counted(
+    tx,
+    fragment`insert into ${raw(nameOf(schema, layout))} as t (${raw(columnList(layout))})
+      select ${raw(casts.join(', '))} from unnest(${arrays}) as s (${raw(names.join(', '))})
+      ${onConflict(layout, overwrites)}`,
+  )
+  return rows.length - put
 }
 
 async function upsertStaged(
@@ -130,7 +150,7 @@ async function upsertStaged(
   changes: TableChanges,
   skip: ReadonlySet<number>,
   signal: AbortSignal,
-): Promise<void> {
+): Promise<number> {
   const {layout} = changes
   const stage = quote('_sync_stage')
   const columns = columnList(layout)
@@ -143,23 +163,27 @@ async function upsertStaged(
     changes.stream(skip),
     signal,
   )
+  let left = changes.count - skip.size
   const insert = async (lines: Fragment) => {
     const last = changes.mayRepeat
       ? fragment`(select distinct on (_sync_key) * from ${raw(`pg_temp.${stage}`)} ${lines}
           order by _sync_key, _sync_line desc) s`
       : fragment`${raw(`pg_temp.${stage}`)} ${lines}`
-    await tx`
-      insert into ${raw(nameOf(schema, layout))} as t (${raw(columns)})
-      select ${raw(columns)} from ${last}
-      ${onConflict(layout)}`
+    left -= await counted(
+      tx,
+      fragment`insert into ${raw(nameOf(schema, layout))} as t (${raw(columns)})
+        select ${raw(columns)} from ${last}
+        ${onConflict(layout, changes.overwrites)}`,
+    )
   }
   if (changes.findRefused !== true) {
     await insert(raw(''))
-    return
+    return left
   }
   const refused = await refusedLines(tx, insert, 1, changes.count - skip.size)
   const [first] = refused
   if (first !== undefined) throw new TableRefusedError(layout, first.cause, refused)
+  return left
 }
 
 /** Halves the rows until each that Postgres refuses stands alone. Later rows come after earlier ones. */
@@ -188,20 +212,35 @@ const MOST_REFUSED = 100
 async function tombstone(
   tx: Tx,
   schema: string,
-  layout: TableLayout,
-  keys: readonly string[],
-): Promise<void> {
-  if (keys.length === 0) return
-  await tx`update ${raw(nameOf(schema, layout))} set _sync_deleted_at = now(), _sync_at = now()
-    where _sync_key = any(${keys}::text[]) and _sync_deleted_at is null`
+  {layout, tombstones: keys, overwrites}: TableChanges,
+): Promise<number> {
+  if (keys.length === 0) return 0
+  const gone = await counted(
+    tx,
+    fragment`update ${raw(nameOf(schema, layout))} set _sync_deleted_at = now(), _sync_at = now()
+      where _sync_key = any(${keys}::text[]) and _sync_deleted_at is null
+        and ${raw(overwrites === true ? 'true' : UNTOUCHED)}`,
+  )
+  return keys.length - gone
 }
 
-function onConflict(layout: TableLayout): Fragment {
+/** Nobody else has edited the row, and nothing lets it differ. */
+const UNTOUCHED = '_sync_edited_by is null and _sync_diverged is null'
+
+/** @returns how many rows a statement has changed. */
+async function counted(tx: Tx, statement: Fragment): Promise<number> {
+  const [row] = await tx<{rows: number}>`
+    with changed as (${statement} returning 1) select count(*)::int as rows from changed`
+  return row?.rows ?? 0
+}
+
+function onConflict(layout: TableLayout, overwrites = false): Fragment {
   const set = [...layout.columns.map(column => quote(column.target)), '_sync_hash', '_sync_raw'].map(
     name => `${name} = excluded.${name}`,
   )
+  const where = overwrites ? '' : 'where t._sync_edited_by is null and t._sync_diverged is null'
   return raw(
-    `on conflict (_sync_key) do update set ${set.join(', ')}, _sync_at = now(), _sync_deleted_at = null`,
+    `on conflict (_sync_key) do update set ${set.join(', ')}, _sync_at = now(), _sync_deleted_at = null ${where}`,
   )
 }
 
@@ -223,7 +262,8 @@ function nameOf(schema: string, layout: TableLayout): string {
   return `${quote(schema)}.${quote(layout.target)}`
 }
 
-function asText(value: Typed): string | null {
+/** A value as the text of a parameter. */
+export function asParameter(value: Typed): string | null {
   if (value instanceof Uint8Array)
     return `\\x${Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString('hex')}`
   return value === null ? null : Object.is(value, -0) ? '-0' : String(value)

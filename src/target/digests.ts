@@ -58,7 +58,8 @@ export async function sumDigests(
   const odd = new Set<number>()
   let accepted = 0
   const rows = await sql<{bucket: number; rows: bigint; sum: string; odd: bigint; accepted: bigint}>`
-    select (place & ${raw(String(sums.mask))})::int as bucket, count(*) as rows, sum(place)::text as sum,
+    select (place & ${raw(String(sums.mask))})::int as bucket, count(*) filter (where counts) as rows,
+      coalesce(sum(place) filter (where counts), 0)::text as sum,
       count(*) filter (where not accepted and hash is distinct from digest or not has_key) as odd,
       count(*) filter (where accepted) as accepted
     from ${raw(places(schema, layout, from))} group by 1`
@@ -82,7 +83,7 @@ export async function* digestsInBuckets(
   const wanted = buckets.length > mask ? 'true' : `(place & ${mask}) in (${buckets.join(', ')})`
   const tuples = new TupleReader(4)
   const copy = raw(
-    `copy (select key, digest, hash, accepted from ${places(schema, layout, from)} where ${wanted}) to stdout (format binary)`,
+    `copy (select key, digest, hash, accepted from ${places(schema, layout, from)} where counts and ${wanted}) to stdout (format binary)`,
   )
   for await (const chunk of tx.copyTo(copy, signal))
     yield tuples.read(chunk, (bytes, starts, ends): StoredDigest => {
@@ -147,7 +148,7 @@ export async function columnHashes(
 
 /**
  * Rows with their digests, each computed once (`offset 0` keeps the planner from copying the expression into every
- * place that uses it). Of a row whose difference was accepted it is the source's that counts.
+ * place that uses it). Of a row whose difference was accepted it is the source's that counts, if the source has one.
  */
 function places(schema: string, table: TableLayout, from: DigestSource): string {
   const where = '_sync_deleted_at is null or _sync_diverged is not null'
@@ -155,7 +156,7 @@ function places(schema: string, table: TableLayout, from: DigestSource): string 
   const trusted = {from: `${nameOf(schema, table)} where ${where}`, layout: table}
   const {from: rows, layout} = from === 'stored' ? trusted : withPlainText(schema, table, where)
   return `(
-    select key, digest, hash, accepted, has_key,
+    select key, digest, hash, accepted, has_key, not accepted or hash is not null as counts,
       ('x' || encode(coalesce(case when accepted then hash else digest end, ''), 'hex'))::bit(64)::bigint as place
     from (
       select _sync_key as key, ${digestExpression(layout, from)} as digest, _sync_hash as hash,

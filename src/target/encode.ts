@@ -1,8 +1,8 @@
-import {canonical} from '../core/canonical.ts'
+import {canonical, fromCanonical} from '../core/canonical.ts'
 import type {TableLayout} from '../core/layout.ts'
 import type {Value} from '../core/value.ts'
 import type {TargetRow} from './copy-format.ts'
-import {seenBit, toPostgres, type Typed} from './type-map.ts'
+import {fromDouble, fromText, seenBit, toPostgres, type Typed} from './type-map.ts'
 
 /** Turns source rows of one table into target rows, and notes which storage classes each column has held. */
 export class RowEncoder {
@@ -64,6 +64,26 @@ export class RowEncoder {
     }
     return kept
   }
+}
+
+/** @returns the values that {@link RowEncoder.encode} was given: what the row will read back as. */
+export function valuesOfRow({typed, raw}: TargetRow, {columns}: TableLayout): Value[] {
+  const kept = raw === null ? undefined : (JSON.parse(raw) as Record<string, string>)
+  return columns.map((column, i): Value => {
+    const exact = kept !== undefined && Object.hasOwn(kept, column.target) ? kept[column.target] : undefined
+    if (exact !== undefined) return fromCanonical(exact)
+    const value = typed[i] as Typed
+    switch (typeof value) {
+      case 'boolean':
+        return value ? 1n : 0n
+      case 'number':
+        return fromDouble(value, column.affinity)
+      case 'string':
+        return column.type === 'text' ? fromText(value, column.affinity) : value
+      default:
+        return value
+    }
+  })
 }
 
 /** Below this many columns, values stored out of line leave room enough in the 8 KB page that a row must fit into. */

@@ -1,0 +1,328 @@
+import {rowDigester} from '../core/canonical.ts'
+import type {TableLayout} from '../core/layout.ts'
+import {RawText, type Value} from '../core/value.ts'
+import {
+  rulingOn,
+  type Conflict,
+  type ConflictType,
+  type RowValues,
+  type Ruling,
+} from '../conflict/conflict.ts'
+import type {Rules} from '../conflict/rules.ts'
+import type {Tx} from '../postgres/sql.ts'
+import type {Deployment} from '../state/deployments.ts'
+import {refusal} from '../target/apply.ts'
+import {RowEncoder} from '../target/encode.ts'
+import {lockMarked, settle, type MarkedRow, type Settlement, type SourceSide} from '../target/marks.ts'
+import {baseOf} from './base.ts'
+import type {LedgerSide} from './ledger-data.ts'
+import {
+  closeEntries,
+  newConflictId,
+  readStandings,
+  writeEntries,
+  type LedgerEntry,
+  type Standing,
+} from './ledger.ts'
+
+// Rows on which both sides may have something to say: those of a cut whose target carries a mark or an accepted
+// difference. Decided by the rules, within the transaction that applies the cut.
+
+/** Decisions of one kind, counted. */
+export type Decided = {
+  /** The source's name of it. */
+  readonly table: string
+  readonly type: ConflictType
+  readonly strategy: Ruling['strategy']
+  readonly status: 'resolved' | 'pending'
+  readonly count: number
+  /** What deciding took, in ms. */
+  readonly ms: number
+}
+
+/** What the decisions of one run come to. */
+export class Tally {
+  readonly #decided = new Map<string, Decided>()
+  detected = 0
+  resolved = 0
+  /** By how many the pending ones of the deployment have become more. */
+  pending = 0
+  /** Rules asked that people are told. */
+  notify = 0
+
+  add(decided: Omit<Decided, 'count'>): void {
+    const id = JSON.stringify([decided.table, decided.type, decided.strategy, decided.status])
+    const before = this.#decided.get(id)
+    this.#decided.set(id, {
+      ...decided,
+      count: (before?.count ?? 0) + 1,
+      ms: (before?.ms ?? 0) + decided.ms,
+    })
+    this.detected++
+    if (decided.status === 'resolved') this.resolved++
+  }
+
+  get decisions(): readonly Decided[] {
+    return [...this.#decided.values()]
+  }
+}
+
+/** What deciding takes. */
+export type Court = {
+  readonly deployment: Deployment
+  readonly rules: () => Rules
+  readonly jobId: string | undefined
+  /** Who decides, for the ledger: the node. */
+  readonly by: string
+  readonly tally: Tally
+}
+
+/** Rows a statement: the longest values may be megabytes. */
+const PAGE_ROWS = 200
+
+/**
+ * Decides about rows that a write has passed over, and makes them so.
+ *
+ * @param sides the source's side of some of the keys; the source has no row with one that is missing. Asked page by page.
+ */
+export async function decideRows(
+  tx: Tx,
+  court: Court,
+  layout: TableLayout,
+  keys: readonly string[],
+  sides: (keys: readonly string[]) => Promise<ReadonlyMap<string, SourceSide>>,
+): Promise<void> {
+  const sorted = [...new Set(keys)].sort()
+  for (let at = 0; at < sorted.length; at += PAGE_ROWS) {
+    const page = sorted.slice(at, at + PAGE_ROWS)
+    await decidePage(tx, court, layout, page, await sides(page))
+  }
+}
+
+async function decidePage(
+  tx: Tx,
+  court: Court,
+  layout: TableLayout,
+  keys: readonly string[],
+  sides: ReadonlyMap<string, SourceSide>,
+): Promise<void> {
+  const {deployment, by, jobId} = court
+  const marked = await lockMarked(tx, deployment.schemaName, layout, keys)
+  if (marked.length === 0) return
+  const ids = marked.flatMap(({divergedBy}) => divergedBy ?? [])
+  const standings = await readStandings(tx, deployment.deploymentId, ids)
+  const settlements: Settlement[] = []
+  const entries: LedgerEntry[] = []
+  const closed: string[] = []
+  for (const row of marked) {
+    const standing = standings.get(row.divergedBy ?? '')
+    const decision = decide(court, layout, row, sides.get(row.key), standing)
+    settlements.push(decision.settlement)
+    if (decision.entry !== undefined) entries.push(decision.entry)
+    if (standing !== undefined && decision.entry?.conflictId !== standing.conflictId)
+      closed.push(standing.conflictId)
+    const isPending = decision.entry?.status === 'pending'
+    court.tally.pending += Number(isPending) - Number(standing?.status === 'pending')
+  }
+  try {
+    await settle(tx, deployment.schemaName, layout, settlements)
+  } catch (cause) {
+    throw refusal(layout, cause)
+  }
+  await closeEntries(tx, deployment.deploymentId, closed, by)
+  await writeEntries(tx, deployment.deploymentId, jobId, entries)
+}
+
+type Decision = {readonly settlement: Settlement; readonly entry: LedgerEntry | undefined}
+
+function decide(
+  court: Court,
+  layout: TableLayout,
+  row: MarkedRow,
+  source: SourceSide | undefined,
+  standing: Standing | undefined,
+): Decision {
+  const since = performance.now()
+  const {key} = row
+  const agreed = {key, hash: source?.digest, divergedBy: undefined}
+  const type = classify(row, source)
+  if (type === 'equal') return {settlement: {...agreed, do: 'keep'}, entry: undefined}
+  // Somebody made a row and took it away again before anybody else had one: all there is is the source's.
+  if (type === 'new in source' && source !== undefined)
+    return {settlement: {...agreed, do: 'write', row: encoded(layout, key, source)}, entry: undefined}
+
+  const conflict = conflictOf(layout, row, source, type as ConflictType, court.deployment)
+  const rules = court.rules()
+  const ruling = rulingOn(conflict, rules)
+  const {verdict} = ruling
+  const isPending = verdict.keep === 'target' && verdict.isPending === true
+  const merged = verdict.keep === 'merged' ? sideOfMerged(layout, key, verdict.row, row, source) : undefined
+  const result = verdict.keep === 'source' ? source : verdict.keep === 'target' ? row.target : merged
+  const isStanding = !isSame(result?.digest, source?.digest)
+  // What a person is asked stays one question while the sides go on changing.
+  const isContinued = standing?.status === 'pending'
+  const conflictId = isContinued ? standing.conflictId : newConflictId()
+
+  court.tally.add({
+    table: layout.source,
+    type: conflict.type,
+    strategy: ruling.strategy,
+    status: isPending ? 'pending' : 'resolved',
+    ms: performance.now() - since,
+  })
+  if (ruling.notify || isPending) court.tally.notify++
+  const common = {key, hash: source?.digest, divergedBy: isStanding ? conflictId : undefined}
+  const settlement: Settlement =
+    verdict.keep === 'target'
+      ? {...common, do: 'keep'}
+      : result === undefined
+        ? {...common, do: 'delete'}
+        : {...common, do: 'write', row: encoded(layout, key, result)}
+  // Without a ledger only what a row refers to is written.
+  if (!rules.resolutionLog.enabled && !isStanding && !isContinued) return {settlement, entry: undefined}
+  const whole = rules.resolutionLog.includeDataSnapshot
+  const differs = differing(layout, source, row.target, result)
+  const entry: LedgerEntry = {
+    conflictId,
+    table: layout.target,
+    key,
+    type: conflict.type,
+    source: ledgerSide(layout, source, whole, differs),
+    target: ledgerSide(layout, row.target, whole, differs),
+    resolved: isPending ? undefined : ledgerSide(layout, result, whole, differs),
+    strategy: ruling.strategy,
+    rule: `${ruling.rule} (${ruling.place})`,
+    outcome: isPending ? undefined : verdict.keep,
+    status: isPending ? 'pending' : 'resolved',
+    isStanding,
+    editedBy: row.editedBy,
+    resolvedBy: isPending ? undefined : court.by,
+    notes: [
+      ruling.reason,
+      ...ruling.fields.map(({field, from, reason}) => `${field}: ${from} (${reason})`),
+    ].join('; '),
+  }
+  return {settlement, entry}
+}
+
+/** What both sides did since the last cut. The source's row of then is known by its digest alone. */
+export function classify(
+  {hash, target}: Pick<MarkedRow, 'hash' | 'target'>,
+  source: Pick<SourceSide, 'digest'> | undefined,
+): ConflictType | 'equal' | 'new in source' {
+  if (isSame(source?.digest, target?.digest)) return 'equal'
+  if (source === undefined) return hash === undefined ? 'drift' : 'delete_update'
+  if (hash === undefined) return target === undefined ? 'new in source' : 'insert_insert'
+  if (isSame(source.digest, hash)) return 'drift'
+  return target === undefined ? 'update_delete' : 'update_update'
+}
+
+function conflictOf(
+  layout: TableLayout,
+  row: MarkedRow,
+  source: SourceSide | undefined,
+  type: ConflictType,
+  {direction}: Deployment,
+): Conflict {
+  const names = layout.columns.map(column => column.source)
+  const base =
+    type === 'update_update' && source !== undefined && row.target !== undefined && row.hash !== undefined
+      ? baseOf(layout, row.key, source.values, row.target.values, row.hash)
+      : undefined
+  return {
+    table: layout.source,
+    key: row.key,
+    type,
+    columns: layout.columns.filter(({generated}) => !generated).map(column => column.source),
+    source: source && rowOf(names, source.values),
+    target: row.target && rowOf(names, row.target.values),
+    ...(base === undefined
+      ? {}
+      : {
+          base: rowOf(names, base),
+          changed: {
+            source: changedSince(names, base, source?.values ?? []),
+            target: changedSince(names, base, row.target?.values ?? []),
+          },
+        }),
+    direction,
+    now: new Date(),
+  }
+}
+
+function changedSince(
+  names: readonly string[],
+  base: readonly Value[],
+  values: readonly Value[],
+): ReadonlySet<string> {
+  return new Set(names.filter((_, i) => !isSameValue(base[i] as Value, values[i] as Value)))
+}
+
+/** A merged row as it is written: what SQLite computes is the source's, which is the only one that computes. */
+function sideOfMerged(
+  layout: TableLayout,
+  key: string,
+  merged: RowValues,
+  row: MarkedRow,
+  source: SourceSide | undefined,
+): SourceSide {
+  const values = layout.columns.map(({source: name}, i): Value => {
+    const value = merged.get(name)
+    return value === undefined ? ((source ?? row.target)?.values[i] ?? null) : value
+  })
+  return {values, digest: digestOfRow(layout, key, values)}
+}
+
+/** The digest of a row of the table, as a capture computes it. */
+export function digestOfRow(layout: TableLayout, key: string, values: readonly Value[]): Buffer {
+  return rowDigester(
+    layout.columns.map(column => column.source),
+    layout.keyedBy === 'rowid',
+  )(values, key)
+}
+
+export function encoded(layout: TableLayout, key: string, {values, digest}: SourceSide) {
+  return new RowEncoder(layout).encode({key, digest, values})
+}
+
+/** Positions of the columns in which any two of the sides that are there differ. */
+function differing(layout: TableLayout, ...sides: (SourceSide | undefined)[]): ReadonlySet<number> {
+  const present = sides.filter(side => side !== undefined)
+  const [first] = present
+  return new Set(
+    layout.columns.flatMap((_, i) =>
+      present.some(side => !isSameValue(side.values[i] as Value, first?.values[i] as Value)) ? [i] : [],
+    ),
+  )
+}
+
+/** A side for the ledger: all columns, or those that differ. One that stands alone is kept whole: nothing else tells. */
+function ledgerSide(
+  layout: TableLayout,
+  side: SourceSide | undefined,
+  whole: boolean,
+  differs: ReadonlySet<number>,
+): LedgerSide {
+  if (side === undefined) return {digest: undefined, fields: new Map()}
+  const isAlone = differs.size === 0
+  const fields = layout.columns.flatMap(({source}, i): [string, Value][] =>
+    whole || isAlone || differs.has(i) ? [[source, side.values[i] as Value]] : [],
+  )
+  return {digest: side.digest.toString('hex'), fields: new Map(fields)}
+}
+
+function rowOf(names: readonly string[], values: readonly Value[]): RowValues {
+  return new Map(names.map((name, i) => [name, values[i] as Value]))
+}
+
+function isSame(a: Uint8Array | undefined, b: Uint8Array | undefined): boolean {
+  return a === undefined || b === undefined ? a === b : Buffer.compare(a, b) === 0
+}
+
+export function isSameValue(a: Value, b: Value): boolean {
+  if (a instanceof RawText || b instanceof RawText)
+    return a instanceof RawText && b instanceof RawText && Buffer.compare(a.bytes, b.bytes) === 0
+  if (a instanceof Uint8Array || b instanceof Uint8Array)
+    return a instanceof Uint8Array && b instanceof Uint8Array && Buffer.compare(a, b) === 0
+  return Object.is(a, b)
+}

@@ -1,0 +1,62 @@
+import type {Value} from '../core/value.ts'
+import type {Sql} from '../postgres/sql.ts'
+import {isWal, Pace} from '../source/capture.ts'
+import {whenFree, type Source} from '../source/open.ts'
+import {TableReader} from '../source/read.ts'
+import {markedTables, queuedRows, type QueuedRow} from '../target/marks.ts'
+import type {Cut} from './cut.ts'
+
+const PAGE_ROWS = 500
+/** Rows looked up under one lock: each is a step down an index. */
+const LOCK_ROWS = 50
+
+/**
+ * Takes marked rows that the source has not changed into a cut, so that they are decided with it: those that the source
+ * has come as it has them, those that it lacks as deletes. What the source has changed is in the cut already, or in
+ * the next one; its mark waits for it.
+ *
+ * @returns how many were taken.
+ */
+export async function takeMarked(
+  sql: Sql,
+  schemaName: string,
+  source: Source,
+  cut: Cut,
+  lockBudgetMs: number,
+  signal: AbortSignal,
+): Promise<number> {
+  const layouts = new Map(cut.plan.tables.map(layout => [layout.target, layout]))
+  const specs = new Map(cut.capture.spec.tables.map(spec => [spec.name, spec]))
+  const inOneTransaction = await whenFree(source, () => isWal(source), signal)
+  const pace = new Pace(source, inOneTransaction ? undefined : lockBudgetMs, signal)
+  let taken = 0
+  for (const table of await markedTables(sql, schemaName)) {
+    const layout = layouts.get(table)
+    const spec = specs.get(layout?.source ?? '')
+    if (layout === undefined || spec === undefined) continue
+    const reader = new TableReader(source.db, spec)
+    for await (const page of queuedRows(sql, schemaName, layout, PAGE_ROWS)) {
+      for (let at = 0; at < page.length; at += LOCK_ROWS) {
+        const some = page.slice(at, at + LOCK_ROWS)
+        const found = await pace.read(() => reader.locked(() => reader.find(some.map(wantedOf))))
+        const rows = new Map(found.rows.map(row => [row.key, row]))
+        for (const queued of some) {
+          const row = rows.get(queued.key)
+          if (row === undefined) {
+            if (queued.hash !== undefined || found.refused.includes(queued.key)) continue
+            cut.takeAbsent(layout.source, queued.key)
+          } else {
+            if (queued.hash === undefined || Buffer.compare(row.digest, queued.hash) !== 0) continue
+            cut.take(layout.source, row)
+          }
+          taken++
+        }
+      }
+    }
+  }
+  return taken
+}
+
+function wantedOf({key, parts}: QueuedRow): {key: string; values: readonly Value[] | undefined} {
+  return {key, values: parts.length === 0 || parts.includes(null) ? undefined : parts}
+}
