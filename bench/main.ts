@@ -2,6 +2,7 @@ import {parseArgs} from 'node:util'
 import {isSize, sizes, sourceFile} from './file.ts'
 import type {Benchmark} from './bench.ts'
 import {benchCommitLatencyRollback, benchCommitLatencyWal} from './commit-latency.ts'
+import {benchFailover} from './failover.ts'
 import {benchFirstLoad} from './first-load.ts'
 import {benchFleet} from './fleet.ts'
 import {benchGrowth} from './growth.ts'
@@ -28,6 +29,7 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
   memory: benchMemory,
   fleet: benchFleet,
   restore: benchRestore,
+  failover: benchFailover,
 }
 
 const usage = `npm run bench [-- --json] [--runs N] [--size ${Object.keys(sizes).join('|')}] [--server FOLDER] [name…]
@@ -53,17 +55,26 @@ async function main(argv: string[]): Promise<number> {
     say(usage)
     return 64
   }
-  const file = sourceFile(size, say)
   await using resources = new AsyncDisposableStack()
   const server = resources.use(await startServer(bin))
   say(`PostgreSQL ${server.version}, Node ${process.version}`)
+  let made: string | undefined
+  const bench = {
+    server,
+    // Made for those who want it.
+    get file() {
+      return (made ??= sourceFile(size, say))
+    },
+    rounds,
+    say,
+  }
   let shared: Promise<Loaded> | undefined
-  const loaded = () => (shared ??= load(server, file).then(loaded => resources.use(loaded)))
+  const loaded = () => (shared ??= load(server, bench.file).then(loaded => resources.use(loaded)))
   const results: Result[] = []
   for (const [name, benchmark] of Object.entries(benchmarks)) {
     if (positionals.length > 0 && !positionals.includes(name)) continue
     say(name)
-    results.push(...(await benchmark({server, file, rounds, loaded, say})))
+    results.push(...(await benchmark(Object.assign(bench, {loaded}))))
   }
   process.stdout.write(json ? `${JSON.stringify({results})}\n` : `${tableOf(results)}\n`)
   return results.some(result => result.holds === false) ? 1 : 0

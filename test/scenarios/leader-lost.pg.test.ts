@@ -105,7 +105,7 @@ test('a leader that is frozen with all it has started is followed; resumed, it c
 })
 
 test('a leader that is killed in the middle of a COPY of a first load is followed, and the load is completed', async () => {
-  await using large = await busyClient(site, 'large', chance, {rows: 6_000, everyMs: 500})
+  await using large = await busyClient(site, 'large', chance, {rows: 3_000, everyMs: 500})
   start()
   const leader = await leaderOf(site, nodes)
   await isCopying(site.db)
