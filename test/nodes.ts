@@ -212,8 +212,13 @@ export async function holdsAfterwards(
   return leader
 }
 
-/** Epochs only grow along the generations of each deployment, as they were committed. */
+/** Epochs only grow along the generations of each deployment, and none was committed after it had been superseded. */
 export async function noStaleWrites(sql: Sql): Promise<void> {
+  const late = await sql`
+    select j.generation, j.epoch, j.finished_at, l.epoch as led, l.acquired_at
+    from sync_metadata.sync_jobs j cross join sync_metadata.leader_election l
+    where j.generation is not null and j.epoch < l.epoch and j.finished_at > l.acquired_at`
+  assert.deepEqual(late, [], 'a cut of an older epoch was committed after a newer epoch had begun')
   const stale = await sql`
     select * from (
       select deployment_id, generation, epoch, max(epoch) over (

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import {join} from 'node:path'
 import {afterEach, beforeEach, expect, test} from 'vitest'
 import type {Sql} from '../../src/postgres/sql.ts'
 import {chanceOf, seedOf, type Chance} from '../mutator.ts'
@@ -102,6 +103,33 @@ test('a leader that is frozen with all it has started is followed; resumed, it c
   await noStaleWrites(site.db)
   await holdsAfterwards(site, nodes, client)
   assert.ok(leader.isRunning())
+})
+
+test('what nothing else can stop, the fence does: a worker that goes on while its frozen node is forced out', async () => {
+  // The next leader can end neither its sessions nor its processes: another role, another machine.
+  await site.db`
+    create or replace function sync_metadata.end_older_sessions(p_epoch bigint) returns int language sql as $$ select 0 $$`
+  nodes = [
+    startNode(site, 'node-a', {env: {LEASE_DURATION: '60s'}}),
+    startNode(site, 'node-b', {env: {LEASE_DURATION: '60s', STATE_DIR: join(site.folder, 'other-state')}}),
+  ]
+  const leader = await leaderOf(site, nodes)
+  const next = other(leader)
+  await isSynced(site.db, client)
+  let before = 0n
+  await holdingCommits(site, client, async isHeld => {
+    await isHeld()
+    before = await generationOf(site.db, client)
+    leader.kill('SIGSTOP')
+    await site.host`select sync_metadata.prefer_node(${next.nodeId}, p_force => true)`
+    await expect.poll(() => leaderId(site.db), patient).toBe(next.nodeId)
+    assert.ok(leader.workers().length > 0)
+  })
+  await isSynced(site.db, client)
+  await noStaleWrites(site.db)
+  assert.ok((await generationOf(site.db, client)) > before)
+  leader.kill('SIGCONT')
+  await holdsAfterwards(site, nodes, client)
 })
 
 test('a leader that is killed in the middle of a COPY of a first load is followed, and the load is completed', async () => {
