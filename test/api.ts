@@ -1,3 +1,4 @@
+import assert from 'node:assert/strict'
 import {mkdtemp, rm, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
@@ -104,6 +105,16 @@ export async function testApi({
     call: (path, options) => call(api.url + path, {token: operator.token, ...options}),
     [Symbol.asyncDispose]: () => kept.disposeAsync(),
   }
+}
+
+/** Fails unless it is a problem with that status and code, and leaks nothing of how it came about. */
+export function isProblem({status, headers, text, body}: Reply, expected: number, code: string): void {
+  const problem = (body ?? {}) as Readonly<Record<string, unknown>>
+  assert.deepEqual([status, problem['code']], [expected, code], text)
+  assert.equal(headers.get('content-type'), 'application/problem+json')
+  for (const name of ['type', 'title', 'detail', 'next']) assert.match(String(problem[name]), /./, name)
+  assert.equal(headers.get('x-request-id'), problem['request_id'])
+  assert.doesNotMatch(text, /node_modules|\bat .*\.ts:|select |insert into/i)
 }
 
 const defaults: Omit<ApiConfig, 'stateDir'> = {

@@ -142,7 +142,7 @@ function observe(app: App, {log, metrics}: ApiOptions): void {
     const ms = Math.round(reply.elapsedTime * 10) / 10
     if (!routeOptions.config.isStream)
       metrics?.httpRequests.observe({method: methodOf(method), route, status}, reply.elapsedTime / 1_000)
-    const facts = {request: request.id, method, route, status, ms, token: request.caller?.name}
+    const facts = {request: request.id, method, route, status, ms, caller: request.caller?.name}
     const isChange = method !== 'GET' && method !== 'HEAD'
     log[isChange && request.caller ? 'info' : 'debug'](facts, 'request answered')
     done()

@@ -13,6 +13,7 @@ export const groups: Readonly<Record<string, string>> = {
   client: 'Clients: register, schedule, pause, look at, give up.',
   cluster: 'The nodes of this host: who leads, and who should.',
   db: 'The control schema, hosts and their logins, access for others.',
+  token: 'Who may use the API.',
 }
 
 const client = () => import('./client.ts')
@@ -122,6 +123,9 @@ export const commands: readonly Entry[] = [
     name: 'run-due',
     about: 'Sync every client that is due, once: for cron.',
     load: async () => (await import('./run-due.ts')).runDueCommand,
+    name: 'token add',
+    about: 'Make a token for the API.',
+    load: async () => (await import('./token.ts')).add,
   },
   {
     name: 'completion',

@@ -2,7 +2,6 @@ import {X509Certificate} from 'node:crypto'
 import {readFile} from 'node:fs/promises'
 import {isIP} from 'node:net'
 import {hostname} from 'node:os'
-import {join} from 'node:path'
 import {createSecureContext} from 'node:tls'
 import {buildApi} from '../api/app.ts'
 import type {ApiPorts} from '../api/ports.ts'
@@ -18,6 +17,7 @@ import {apiPorts, type ApiParts} from './api-ports.ts'
 import {EventFeed} from './event-feed.ts'
 import {HealthWatch, type NodeView} from './health-watch.ts'
 import {Sizes} from './sizes.ts'
+import {tokensFile} from './token-file.ts'
 
 /** What the API of one node is made of. */
 export type ApiDeps = {
@@ -73,11 +73,6 @@ export class ApiAddressError extends SyncError {
 
 /** Loses a notice at most this long, if notices are lost. */
 const MOST_POLL_MS = 2_500
-
-/** @returns the file of API tokens: the one of the settings, else one in `STATE_DIR`. */
-export function tokensFile({apiTokensFile, stateDir}: Pick<Config, 'apiTokensFile' | 'stateDir'>): string {
-  return apiTokensFile ?? join(stateDir, 'api-tokens')
-}
 
 /**
  * Serves the API of one node.
