@@ -28,7 +28,7 @@ export const runDueCommand = command({
       target,
       {...config, clusterName},
       // What there is to say of each run is printed; a defect is worth more.
-      createLog({level: level === 'info' ? 'error' : level, format}),
+      createLog({level: level === 'info' ? 'fatal' : level, format}),
       context.signal,
     )
     context.out(

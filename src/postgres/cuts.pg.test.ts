@@ -63,6 +63,44 @@ describe('the end of a cut', () => {
     )
   })
 
+  test('is announced with its tables when it commits, and not when it does not', async () => {
+    await using client = await hostWithClient()
+    const {host, id} = client
+    const epoch = await lead(host)
+    const heard: unknown[] = []
+    await using listener = await host.reserve()
+    listener.onNotify((_, payload) => heard.push(JSON.parse(payload)))
+    await listener`listen owsync_acme`
+    assert.equal(
+      await codeOf(advance(host, id, 0, epoch + 1n, randomUUID(), {tables: ['never']})),
+      'SYNC_FENCED_OUT',
+    )
+    await advance(host, id, 0, epoch, randomUUID(), {tables: ['chat', 'user']})
+    await advance(host, id, 1, epoch, randomUUID(), {
+      tables: Array.from({length: 500}, (_, i) => `a_table_${i}`),
+    })
+    for (let i = 0; heard.length < 2 && i < 400; i++) await listener`select pg_sleep(0.05)`
+    assert.deepEqual(heard, [
+      {client: 'acme', generation: 1, tables: ['chat', 'user']},
+      // Too many to be named in one notification.
+      {client: 'acme', generation: 2},
+    ])
+  })
+
+  test('of the longest name is announced on the channel that LISTEN makes of it', async () => {
+    await using client = await hostWithClient()
+    const name = 'c'.repeat(63)
+    const id = await testClient(client.host, name)
+    const epoch = await lead(client.host)
+    const heard: string[] = []
+    await using listener = await client.host.reserve()
+    listener.onNotify(channel => heard.push(channel))
+    await listener`listen ${listener(`owsync_${name}`)}`
+    await advance(client.host, id, 0, epoch)
+    for (let i = 0; heard.length < 1 && i < 400; i++) await listener`select pg_sleep(0.05)`
+    assert.deepEqual(heard, [`owsync_${name}`.slice(0, 63)])
+  })
+
   test('is refused when another cut came first', async () => {
     await using client = await hostWithClient()
     const epoch = await lead(client.host)

@@ -1,11 +1,15 @@
 import assert from 'node:assert/strict'
 import {readdirSync, readlinkSync, rmSync} from 'node:fs'
 import {DatabaseSync} from 'node:sqlite'
+import {createServer} from 'node:http'
+import type {AddressInfo} from 'node:net'
 import {join} from 'node:path'
+import {isDeepStrictEqual} from 'node:util'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {afterAll, beforeAll, describe, test} from 'vitest'
 import {ConnectionLostError} from '../postgres/sqlstate.ts'
 import {cancelJob, findJob, readProgress} from '../state/jobs.ts'
+import {countMarks} from '../state/scheduled.ts'
 import {
   askFor,
   endOf,
@@ -354,6 +358,96 @@ describe('trouble of one deployment', () => {
   })
 })
 
+test('a cut is told to the webhook of its client', async () => {
+  await using client = await newClient()
+  const told: unknown[] = []
+  const server = createServer((request, response) => {
+    request.on('data', (piece: Buffer) => told.push(JSON.parse(piece.toString())))
+    request.on('end', () => response.writeHead(204).end())
+  })
+  await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve))
+  const {port} = server.address() as AddressInfo
+  await leader.host`update sync_metadata.client_deployments
+    set config = ${JSON.stringify({webhook: `http://127.0.0.1:${port}/`})} where client_name = ${client.name}`
+  {
+    await using _ = await leadingJobs(leader)
+    await endOf(leader, await askFor(leader, client))
+    await until('the webhook', () => (told.length > 0 ? true : undefined))
+    await endOf(leader, await askFor(leader, client))
+  }
+  server.close()
+  assert.equal(told.length, 1, 'what changed nothing is not told')
+  const {client: name, generation, tables} = told[0] as {client: string; generation: number; tables: string[]}
+  assert.deepEqual([name, generation], [client.name, 1])
+  const {tables: targets} = await client.schema()
+  assert.ok(tables.length > 0 && tables.every(table => targets.some(({target}) => target === table)))
+})
+
+test('a run that nobody has queued is shown while it takes long, and is one row', async () => {
+  await using client = await newClient()
+  await schedule(leader, client, {schedule: 'live'})
+  await using jobs = await leadingJobs(leader)
+  await until('the first sync', () => (statusesOf(jobs, client).includes('success') ? true : undefined))
+  const before = (await jobsOf(leader, client)).length
+  await holdingUp(leader, client, async isHeld => {
+    mutate(client.file, chance)
+    await isHeld()
+    const shown = await until('it among the jobs', async () =>
+      (await jobsOf(leader, client)).find(({status}) => status === 'running'),
+    )
+    assert.deepEqual(
+      [shown.triggeredBy === 'change' || shown.triggeredBy === 'scheduler', shown.attempt],
+      [true, 1],
+    )
+  })
+  await until('its end', async () =>
+    (await jobsOf(leader, client)).every(({status}) => status === 'success') ? true : undefined,
+  )
+  assert.equal((await jobsOf(leader, client)).length, before + 1)
+})
+
+test('once a day what need not be kept is removed, by one leader', async () => {
+  await using client = await newClient()
+  await using first = await leadingJobs(leader)
+  const old = await endOf(leader, await askFor(leader, client))
+  await first[Symbol.asyncDispose]()
+  await leader.admin`update sync_metadata.sync_jobs set finished_at = now() - interval '100 days' where job_id = ${old.jobId}`
+  {
+    await using _ = await leadingJobs(leader)
+    await endOf(leader, await askFor(leader, client))
+    assert.ok(await findJob(leader.host, old.jobId), 'it was done today')
+  }
+  await leader.host`update sync_metadata.hosts set metadata = metadata || '{"purged_at": "2026-01-01T00:00:00Z", "own": 1}'`
+  await using _ = await leadingJobs(leader)
+  await until('the old job to go', async () =>
+    (await findJob(leader.host, old.jobId)) === undefined ? true : undefined,
+  )
+  const [host] = await leader.host<{
+    own: number
+  }>`select (metadata ->> 'own')::int as own from sync_metadata.hosts`
+  assert.equal(host!.own, 1)
+})
+
+test('rows that somebody has edited are counted', async () => {
+  await using client = await newClient()
+  await using jobs = await leadingJobs(leader)
+  await endOf(leader, await askFor(leader, client))
+  await jobs[Symbol.asyncDispose]()
+  for (const {target} of (await client.schema()).tables)
+    await leader.admin`update ${leader.admin(schemaOf(client), target)} set _sync_edited_by = 'somebody'`
+  const {deploymentId} = await client.deployment()
+  assert.ok((await countMarks(leader.host, deploymentId)) > 0n)
+  const lines: unknown[] = []
+  await using _ = await leadingJobs(leader, {
+    log: {...silentLog, info: (fields, message) => lines.push([fields['client'], message])},
+  })
+  await until('them to be counted', () =>
+    lines.some(line => isDeepStrictEqual(line, [client.name, 'rows of the target were edited']))
+      ? true
+      : undefined,
+  )
+})
+
 test('a new leader begins anew what the one before had in hand', async () => {
   await using client = await newClient()
   const jobId = await askFor(leader, client)
@@ -396,7 +490,8 @@ test('a pass runs what is asked for and what is due, once', async () => {
   await schedule(leader, due, {interval: 3_600})
   const jobId = await askFor(leader, asked)
   const ended: string[] = []
-  const pass = async () => { await passOnce(
+  const pass = async () => {
+    await passOnce(
       {
         pool: leader.host,
         endpoint: leader.host.endpoint,
@@ -408,7 +503,8 @@ test('a pass runs what is asked for and what is due, once', async () => {
         onEnd: ({client, status}) => ended.push(`${client} ${status}`),
       },
       new AbortController().signal,
-    ); }
+    )
+  }
   await pass()
   assert.deepEqual(ended.sort(), [`${due.name} success`, `${asked.name} success`].sort())
   assert.equal((await findJob(leader.host, jobId))!.status, 'success')
