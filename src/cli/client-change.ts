@@ -18,7 +18,7 @@ import {
 } from '../service/clients.ts'
 import {syncOnce} from '../service/sync-once.ts'
 import {openAdmin, openTarget} from '../service/target.ts'
-import type {SyncResult} from '../sync/sync.ts'
+import {printed, type SyncResult} from '../sync/sync.ts'
 import {tally} from '../telemetry/progress.ts'
 import {confirmByName} from './ask.ts'
 import {openHost} from './client.ts'
@@ -63,7 +63,7 @@ export const register = command({
       const attached = await attach(target.pool, config, request, context.signal)
       const {client, preview} = attached
       context.out(
-        {...clientDocument(client), attached: preview.status === 'success', preview},
+        {...clientDocument(client), attached: preview.status === 'success', preview: printed(preview)},
         attachedText(attached),
       )
       return preview.status === 'success' ? 0 : 2
@@ -209,7 +209,7 @@ export const confirm = command({
       client: clientName,
       details: {reason: client.status_reason, status: result.status, generation: String(result.generation)},
     })
-    context.out(result, syncText(result, {sqlite: undefined, dryRun: false}))
+    context.out(printed(result), syncText(result, {sqlite: undefined, dryRun: false}))
     return result.status === 'success' ? 0 : 2
   },
 })
