@@ -60,7 +60,8 @@ export const register = command({
           '--from-target takes nothing but --sqlite and --interval',
           'Leave the others out.',
         )
-      const attached = await attach(target.pool, config, request, context.signal)
+      const here = {...config, clusterName: target.clusterName ?? config.clusterName}
+      const attached = await attach(target.pool, here, request, context.signal)
       const {client, preview} = attached
       context.out(
         {...clientDocument(client), attached: preview.status === 'success', preview: printed(preview)},

@@ -73,7 +73,7 @@ export const history = command({
 /** Opens the database as this host, for a command that is soon over. */
 export async function openHost({config, signal}: Context): Promise<Target> {
   const settings = await config()
-  const options = {max: 2, applicationName: `owsync/${settings.clusterName}-cli`}
+  const options = {max: 4, applicationName: `owsync/${settings.clusterName}-cli`}
   const target = await openTarget(settings, options, signal)
   if (target.isEmbedded || target.clusterName !== undefined) return target
   await target[Symbol.asyncDispose]()

@@ -11,17 +11,14 @@ import {columnsOf, type Schedule} from '../schedule/interval.ts'
 import {detachClient, eraseRow, registerClient} from '../state/client-actions.ts'
 import {readDeployments, readSizes, type ListedDeployment} from '../state/deployment-list.ts'
 import {changeSettings, type SettingsChange} from '../state/deployment-settings.ts'
-import {findDeployment, UnknownClientError, type Deployment} from '../state/deployments.ts'
-import {DeploymentBusyError, lockDeployment, waitForDeployment} from '../sync/lock.ts'
+import {findDeployment, UnknownClientError} from '../state/deployments.ts'
+import {DeploymentBusyError, lockDeployment} from '../sync/lock.ts'
 import {Sidecar} from '../sync/sidecar.ts'
-import {syncDeployment, type SyncResult} from '../sync/sync.ts'
+import type {SyncResult} from '../sync/sync.ts'
 import {countTarget} from './rows-ahead.ts'
-import {limitsOf, requireReadable} from './sync-once.ts'
+import {requireReadable, syncOnce} from './sync-once.ts'
 
 // What `owsync client` does, as this host's role and without a node: the nodes see it in the control schema.
-
-/** How long a command waits for a sync of the same client on this host. */
-const PATIENCE_MS = 60_000
 
 /** One client of this host as the commands show it. */
 export type Client = ListedDeployment & {readonly size_bytes: bigint}
@@ -129,7 +126,8 @@ export async function attach(
     )
   await requireReadable(resolve(sqlite), signal)
   const file = await realpath(resolve(sqlite))
-  const preview = await previewSync(pool, config, deployment, file, signal)
+  const look = {client: name, sqlite: file, full: false, dryRun: true, accept: false}
+  const preview = await syncOnce(pool, config, look, signal)
   if (preview.status === 'success')
     await pool.begin(async tx => {
       const settings = {sqlite_path: file, sync_enabled: true, ...scheduleChange(schedule)}
@@ -138,31 +136,6 @@ export async function attach(
       await recordAudit(tx, {actor, action: 'client.attached', client: clientName, details: settings})
     })
   return {client: await getClient(pool, name), preview}
-}
-
-async function previewSync(
-  pool: Pool,
-  config: Config,
-  deployment: Deployment,
-  sqlitePath: string,
-  signal: AbortSignal,
-): Promise<SyncResult> {
-  using lock = await waitForDeployment(config.stateDir, deployment, PATIENCE_MS, signal)
-  return await syncDeployment(
-    {
-      pool,
-      // Nothing is written, so nobody has to lead.
-      lease: {nodeId: `${config.clusterName}-cli`, epoch: 0n, signal, endsAt: () => Infinity},
-      deployment,
-      sqlitePath,
-      stateDir: config.stateDir,
-      limits: limitsOf(config),
-      full: false,
-      dryRun: true,
-      accept: false,
-    },
-    signal,
-  )
 }
 
 /** What a command changes about a client, and how the audit log calls it. */
