@@ -51,6 +51,7 @@ export type TestApiOptions = {
   readonly isLeader?: () => boolean
   readonly log?: Log
   readonly ports?: ApiDeps['ports']
+  readonly keepAliveMs?: number
 }
 
 /** Starts an API on a free port of loopback. */
@@ -62,6 +63,7 @@ export async function testApi({
   isLeader = () => false,
   log = silentLog,
   ports,
+  keepAliveMs,
 }: TestApiOptions): Promise<TestApi> {
   await using resources = new AsyncDisposableStack()
   const folder = await mkdtemp(join(tmpdir(), 'owsync-api-'))
@@ -91,6 +93,7 @@ export async function testApi({
       log,
       metrics,
       ...(ports && {ports}),
+      ...(keepAliveMs !== undefined && {keepAliveMs}),
     }),
   )
   const kept = resources.move()

@@ -31,6 +31,8 @@ export type ApiDeps = {
   readonly metrics: Metrics
   /** What a later part can do instead of what is here. */
   readonly ports?: (ports: ApiPorts) => ApiPorts
+  /** How often event streams say that they are alive. */
+  readonly keepAliveMs?: number
 }
 
 export type ApiConfig = Pick<
@@ -139,6 +141,7 @@ export async function startApi(deps: ApiDeps): Promise<RunningApi> {
       log,
       metrics,
       tls,
+      ...(deps.keepAliveMs !== undefined && {keepAliveMs: deps.keepAliveMs}),
     }),
     app => app.close(),
   )
