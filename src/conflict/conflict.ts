@@ -45,7 +45,7 @@ export type Conflict = {
   /** `undefined`: deleted, or never there. */
   readonly source: RowValues | undefined
   readonly target: RowValues | undefined
-  /** The last state both sides had, where it is known. For `drift` it is the source's row and need not be given. */
+  /** The last state both sides had, where it is known. For `drift` it is the source's row, whatever is given. */
   readonly base?: RowValues | undefined
   /** The columns a side has changed since the last common state, where that is known. */
   readonly changed?:

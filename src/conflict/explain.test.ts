@@ -52,6 +52,7 @@ test('a merge names its rules and where they were written', () => {
   assert.deepEqual(merge_rules.at(-1), {field: 'title', rule: 'target_wins', place: '/etc/rules.json'})
   assert.equal(outcomes.find(({type}) => type === 'update_update')?.keeps, 'merged')
   assert.equal(outcomes.find(({type}) => type === 'update_delete')?.keeps, 'source')
+  assert.equal(outcomes.find(({when}) => when === 'only the target has changed it')?.keeps, 'target')
   assert.equal(outcomes.find(({type}) => type === 'constraint_violation')?.keeps, 'target, pending')
 })
 

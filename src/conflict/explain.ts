@@ -63,7 +63,7 @@ export function explain(
       type,
       when,
       keeps: isPending ? ('target, pending' as const) : verdict.keep,
-      why: isMerge ? mergeTold : reason,
+      why: strategy !== 'merge' ? reason : isMerge ? mergeTold : isPending ? mergeRefused : reason,
     }
   })
   return {
@@ -112,6 +112,8 @@ export function documentOf({
 }
 
 const mergeTold = 'field by field: as the merge rules say, and from the newer side where they say nothing'
+
+const mergeRefused = 'the source cannot take what the merge makes; a person decides'
 
 type Example = Pick<Conflict, 'type' | 'source' | 'target'> & {readonly when: string}
 

@@ -45,7 +45,7 @@ describe('what is JSON', () => {
     })
   }
 
-  test('a text is taken exactly when JSON.parse takes it', () => {
+  test('a text is taken exactly when JSON.parse takes it', {timeout: 300_000}, () => {
     const pieces = [
       '{',
       '}',
@@ -74,14 +74,14 @@ describe('what is JSON', () => {
     )
   })
 
-  test('20,000 levels and more are read, compared and told apart', () => {
+  test('20,000 levels and more are read, compared and told apart', {timeout: 300_000}, () => {
     const deep = (inner: string) => `${'[{"a":'.repeat(50_000)}${inner}${'}]'.repeat(50_000)}`
     assert.ok(isSame(parsed(deep('1')), parsed(` ${deep(' 1.0 ')}`)))
     assert.ok(!isSame(parsed(deep('1')), parsed(deep('2'))))
   })
 })
 
-test('every value knows where it stands', () => {
+test('every value knows where it stands', {timeout: 300_000}, () => {
   fc.assert(
     fc.property(fc.jsonValue(), fc.nat({max: 3}), (value, indent) => {
       const root = parsed(JSON.stringify(value, undefined, indent))
@@ -92,7 +92,7 @@ test('every value knows where it stands', () => {
   )
 })
 
-test('two texts are the same exactly when they say the same', () => {
+test('two texts are the same exactly when they say the same', {timeout: 300_000}, () => {
   fc.assert(
     fc.property(fc.jsonValue({noUnicodeString: false}), fc.jsonValue(), (one, other) => {
       const spelled = parsed(JSON.stringify(one))

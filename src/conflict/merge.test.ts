@@ -199,7 +199,7 @@ describe('JSON that is untouched keeps its exact text', () => {
     })
   }
 
-  test('20,000 levels below a merged member stay as they are', () => {
+  test('20,000 levels below a merged member stay as they are', {timeout: 300_000}, () => {
     const deep = `${'[{"a":'.repeat(20_000)}1${'}]'.repeat(20_000)}`
     assert.equal(
       merged({c: 'union'}, {c: `{"d": ${deep}, "s": 1}`}, {c: `{"t": ${deep}, "d": ${deep}}`}),
@@ -299,7 +299,7 @@ describe('a reference stays valid', () => {
   }
 })
 
-test('laws of the order of a union', () => {
+test('laws of the order of a union', {timeout: 300_000}, () => {
   const names = fc.uniqueArray(fc.nat({max: 7}).map(String), {maxLength: 8})
   fc.assert(
     fc.property(names, names, (ours, theirs) => {
@@ -342,45 +342,59 @@ describe('laws of a merge, whatever the documents and the rules', () => {
     .map(names => ['c', ...names].join('.'))
   const rules = fc.dictionary(path, rule, {maxKeys: 4})
 
-  test('doing it again with either side changes nothing, in the order of who wrote last', () => {
-    fc.assert(
-      fc.property(document, document, rules, fc.boolean(), (source, target, rules, targetIsNewer) => {
-        const once = ruling(rules, {c: source}, {c: target}, {targetIsNewer}).row
-        said(once)
-        const same = decided(rules, once, once).row
-        assert.deepEqual(same, once)
-        // With a rule that names a side, that side's fields come back: only then is the outcome another.
-        if (Object.values(rules).some(rule => rule === 'source_wins' || rule === 'target_wins')) return
-        const withSource = decided(rules, {c: source, updated_at: sourceAt(targetIsNewer)}, once).row
-        const withTarget = decided(rules, once, {c: target, updated_at: targetAt}).row
-        assertSays(withSource, once)
-        assertSays(withTarget, once)
-      }),
-      {numRuns: 3_000},
-    )
-  })
+  test(
+    'doing it again with either side changes nothing, in the order of who wrote last',
+    {timeout: 300_000},
+    () => {
+      fc.assert(
+        fc.property(document, document, rules, fc.boolean(), (source, target, rules, targetIsNewer) => {
+          const once = ruling(rules, {c: source}, {c: target}, {targetIsNewer}).row
+          said(once)
+          const same = decided(rules, once, once).row
+          assert.deepEqual(same, once)
+          // With a rule that names a side, that side's fields come back: only then is the outcome another.
+          if (Object.values(rules).some(rule => rule === 'source_wins' || rule === 'target_wins')) return
+          const withSource = decided(rules, {c: source, updated_at: sourceAt(targetIsNewer)}, once).row
+          const withTarget = decided(rules, once, {c: target, updated_at: targetAt}).row
+          assertSays(withSource, once)
+          assertSays(withTarget, once)
+        }),
+        {numRuns: 3_000},
+      )
+    },
+  )
 
-  test('a union of objects keeps every name of both sides, and the text of what is untouched', () => {
-    const object = fc.dictionary(fc.string({maxLength: 3}), tree, {maxKeys: 6})
-    fc.assert(
-      fc.property(object, object, object, (shared, mine, others) => {
-        const source = JSON.stringify({...mine, ...shared}, undefined, 1)
-        const target = JSON.stringify({...shared, ...others})
-        const text = String(merged({c: 'union'}, {c: source}, {c: target}))
-        const result = JSON.parse(text) as Record<string, unknown>
-        assert.deepEqual(new Set(Object.keys(result)), new Set(Object.keys({...mine, ...shared, ...others})))
-        for (const name of Object.keys(shared)) {
-          if (Object.hasOwn(others, name)) continue
-          const member = JSON.stringify({[name]: shared[name]}, undefined, 1)
-            .slice(1, -1)
-            .trim()
-          const plain = JSON.stringify({[name]: shared[name]}).slice(1, -1)
-          assert.ok(text.includes(member) || (text === target && text.includes(plain)), `${name} in ${text}`)
-        }
-      }),
-      {numRuns: 1_000},
-    )
-  })
+  test(
+    'a union of objects keeps every name of both sides, and the text of what is untouched',
+    {timeout: 300_000},
+    () => {
+      const object = fc.dictionary(fc.string({maxLength: 3}), tree, {maxKeys: 6})
+      fc.assert(
+        fc.property(object, object, object, (shared, mine, others) => {
+          const source = JSON.stringify({...mine, ...shared}, undefined, 1)
+          const target = JSON.stringify({...shared, ...others})
+          const text = String(merged({c: 'union'}, {c: source}, {c: target}))
+          const result = JSON.parse(text) as Record<string, unknown>
+          assert.deepEqual(
+            new Set(Object.keys(result)),
+            new Set(Object.keys({...mine, ...shared, ...others})),
+          )
+          for (const name of Object.keys(shared)) {
+            if (Object.hasOwn(others, name)) continue
+            const member = JSON.stringify({[name]: shared[name]}, undefined, 1)
+              .slice(1, -1)
+              .trim()
+            const plain = JSON.stringify({[name]: shared[name]}).slice(1, -1)
+            assert.ok(
+              text.includes(member) || (text === target && text.includes(plain)),
+              `${name} in ${text}`,
+            )
+          }
+        }),
+        {numRuns: 1_000},
+      )
+    },
+  )
 })
 
 const T = 1_770_000_000n

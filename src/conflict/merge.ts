@@ -17,7 +17,7 @@ export function mergeRows(conflict: Conflict, rule: TableRule): Decision {
   if (!target) return {verdict: {keep: 'source'}, reason: 'an edit goes before a deletion'}
   if (!source) return {verdict: {keep: 'target'}, reason: 'an edit goes before a deletion'}
 
-  const base = conflict.base ?? (type === 'drift' ? source : undefined)
+  const base = type === 'drift' ? source : conflict.base
   const fields: FieldRuling[] = []
   const scene: Scene = {
     newer: newerSide(conflict, rule.compareField),

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import {readFile} from 'node:fs/promises'
 import {describe, test} from 'vitest'
 import {documentOf} from './explain.ts'
 import {
@@ -276,6 +277,12 @@ test('the default rules, written as a document, are the default rules', () => {
   assert.deepEqual(readRules(defaultDocument, 'default rules'), defaultRules)
   const bare: Rules = {...defaultRules, tables: new Map()}
   assert.deepEqual(readRules(documentOf(defaultRules), 'default rules', bare), defaultRules)
+})
+
+test('docs/conflicts.md shows the default rules', async () => {
+  const page = await readFile('docs/conflicts.md', 'utf8')
+  const [, shown = ''] = /```json\n([\s\S]*?)```/.exec(page) ?? []
+  assert.deepEqual(JSON.parse(shown), defaultDocument)
 })
 
 function told(rules: Rules, table: string): string[] {

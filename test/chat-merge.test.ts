@@ -7,13 +7,13 @@ import {DatabaseSync} from 'node:sqlite'
 import {fileURLToPath} from 'node:url'
 import fc from 'fast-check'
 import {afterAll, beforeAll, describe, test} from 'vitest'
-import type {Value} from '../core/value.ts'
-import {composeChat} from '../sample/chat.ts'
-import {random} from '../sample/random.ts'
-import {asciiJson, phrasebook} from '../sample/text.ts'
-import {rulingOn, type Conflict} from './conflict.ts'
-import {parseJson, textOf, type JsonNode} from './json-text.ts'
-import {defaultRules} from './rules.ts'
+import type {Value} from '../src/core/value.ts'
+import {composeChat} from '../src/sample/chat.ts'
+import {random} from '../src/sample/random.ts'
+import {asciiJson, phrasebook} from '../src/sample/text.ts'
+import {rulingOn, type Conflict} from '../src/conflict/conflict.ts'
+import {parseJson, textOf, type JsonNode} from '../src/conflict/json-text.ts'
+import {defaultRules} from '../src/conflict/rules.ts'
 
 // Chats as Open WebUI writes them, edited on both sides as its people and an editor of the mirror would, merged by the
 // default rules, and compared with a model that merges plain objects.
@@ -63,14 +63,14 @@ describe('chats of our own making', () => {
     const {id, title, json} = composeChat(chance, phrasebook(chance), {user: 'u', at: 1_700_000_000, bytes})
     return {id, title, chat: json, meta: '{}', updated_at: 1_700_000_000n}
   })
-  test('merge as the model says, and lose nothing', () => {
+  test('merge as the model says, and lose nothing', {timeout: 300_000}, () => {
     holds(chats, 100)
   })
 })
 
 const archive =
   process.env['OWSYNC_UPGRADED_FILES'] ??
-  fileURLToPath(new URL('../../../shared/openwebui/upgraded-files.tar.xz', import.meta.url))
+  fileURLToPath(new URL('../../shared/openwebui/upgraded-files.tar.xz', import.meta.url))
 
 // Real files, which are no part of this repository.
 describe.skipIf(!existsSync(archive))('chats of a real Open WebUI', () => {
@@ -82,7 +82,7 @@ describe.skipIf(!existsSync(archive))('chats of a real Open WebUI', () => {
   afterAll(() => {
     rmSync(folder, {recursive: true, force: true})
   })
-  test('merge as the model says, and lose nothing', () => {
+  test('merge as the model says, and lose nothing', {timeout: 300_000}, () => {
     const chats = readdirSync(join(folder, 'chain-b')).flatMap(name =>
       realChats(join(folder, 'chain-b', name)),
     )
