@@ -64,6 +64,11 @@ export const commands: readonly Entry[] = [
     load: async () => (await client()).history,
   },
   {
+    name: 'client strategy',
+    about: 'Show or change how conflicts are decided.',
+    load: async () => (await import('./strategy.ts')).strategy,
+  },
+  {
     name: 'client confirm',
     about: 'Apply what the guard holds back.',
     load: async () => (await change()).confirm,

@@ -34,7 +34,7 @@ export function failureText({message, next, causes}: Failure): string {
 }
 
 // By code, so that a mistyped command does not load the settings.
-const misused: ReadonlySet<string> = new Set(['SYNC_USAGE', 'SYNC_CONFIG'])
+const misused: ReadonlySet<string> = new Set(['SYNC_USAGE', 'SYNC_CONFIG', 'SYNC_CONFLICT_RULES'])
 
 function exitCodeOf({code, retryable}: SyncError): ExitCode {
   return misused.has(code) ? 64 : retryable ? 75 : 1

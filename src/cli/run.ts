@@ -104,7 +104,7 @@ function contextOf(env: Env, io: Io, json: boolean, signal: AbortSignal): Contex
   const isTerminal = io.stdin.isTTY && io.stderr.isTTY
   let config: Promise<Config> | undefined
   // Loaded by whoever needs it: a command that reads no setting must not fail because one is wrong.
-  const load = () => (config ??= import('../config/config.ts').then(({loadConfig}) => loadConfig(env)))
+  const load = () => (config ??= loadSettings(env))
   return {
     out: (document, text) => io.stdout.write(`${json ? jsonOf(document) : text}\n`),
     err: text => io.stderr.write(`${text}\n`),
@@ -120,6 +120,17 @@ function contextOf(env: Env, io: Io, json: boolean, signal: AbortSignal): Contex
     isTerminal,
     ...questions({stdin: io.stdin, stderr: io.stderr, isTerminal}, signal),
   }
+}
+
+/** The settings, with conflict rules that can be used: a mistake in them is better told now than at a conflict. */
+async function loadSettings(env: Env): Promise<Config> {
+  const {loadConfig} = await import('../config/config.ts')
+  const config = await loadConfig(env)
+  if (config.conflictResolutionConfig) {
+    const {rulesOf} = await import('../conflict/rules.ts')
+    rulesOf(config.conflictResolutionConfig)
+  }
+  return config
 }
 
 /** Whole numbers of 64 bits are numbers where JSON's readers keep them exact, else strings. */
