@@ -14,6 +14,7 @@ export const groups: Readonly<Record<string, string>> = {
   cluster: 'The nodes of this host: who leads, and who should.',
   db: 'The control schema, hosts and their logins, access for others.',
   token: 'Who may use the API.',
+  client: 'Clients: see them, steer them, decide about conflicts.',
 }
 
 const client = () => import('./client.ts')
@@ -21,6 +22,7 @@ const change = () => import('./client-change.ts')
 const cluster = () => import('./cluster.ts')
 
 const db = () => import('./db.ts')
+const conflicts = () => import('./conflicts.ts')
 
 /** Every command, in the order in which help and the menu show them. */
 export const commands: readonly Entry[] = [
@@ -131,6 +133,19 @@ export const commands: readonly Entry[] = [
     name: 'token add',
     about: 'Make a token for the API.',
     load: async () => (await import('./token.ts')).add,
+    name: 'client conflicts',
+    about: 'Show edits made in Postgres, and what became of them.',
+    load: async () => (await conflicts()).conflicts,
+  },
+  {
+    name: 'client resolve',
+    about: 'Decide a conflict that waits.',
+    load: async () => (await conflicts()).resolve,
+  },
+  {
+    name: 'client undo',
+    about: 'Take a decision about a conflict back.',
+    load: async () => (await conflicts()).undo,
   },
   {
     name: 'completion',

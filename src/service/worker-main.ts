@@ -181,6 +181,7 @@ class Worker {
       pool: this.#pool,
       lease: this.#leaseUnder(signal),
       limits: this.#settings.limits,
+      conflictConfig: this.#settings.conflictConfig,
       log: this.#log,
       onProgress: this.#onProgress,
     }

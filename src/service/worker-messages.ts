@@ -16,6 +16,7 @@ export type WorkerSettings = {
   readonly ssl: Tls
   readonly stateDir: string
   readonly limits: SessionRun['limits']
+  readonly conflictConfig?: SessionRun['conflictConfig']
   readonly answerWithinMs: number
   readonly nodeId: string
   readonly epoch: bigint
@@ -24,7 +25,10 @@ export type WorkerSettings = {
 type Client = Omit<Place, 'stateDir'>
 
 /** A sync that somebody asks for. */
-export type Order = Pick<SessionRun, 'sqlitePath' | 'full' | 'dryRun' | 'accept' | 'jobId' | 'triggeredBy'> &
+export type Order = Pick<
+  SessionRun,
+  'sqlitePath' | 'full' | 'dryRun' | 'accept' | 'marks' | 'jobId' | 'triggeredBy'
+> &
   Client & {readonly task?: 'sync'; readonly capture?: NonNullable<SessionRun['capture']>}
 
 /** A verification; with `repair` what differs is put right. */

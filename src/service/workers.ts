@@ -32,6 +32,7 @@ export function workersOptions(
       ssl: endpoint.ssl,
       stateDir,
       limits: limitsOf(config),
+      conflictConfig: config.conflictResolutionConfig,
       // Longer than any statement may take: the server has stopped it by then, or is not there any more.
       answerWithinMs: syncTimeoutMs + 10_000,
       nodeId,

@@ -113,12 +113,17 @@ export async function stagedSides(
   return new Map(rows.map(row => [row.key, {digest: row.digest, values: valuesOf(row.values)}]))
 }
 
-/** Reads marked rows, and those that may differ, and locks them: nobody edits them until the transaction ends. */
+/**
+ * Reads marked rows, and those that may differ, and locks them: nobody edits them until the transaction ends.
+ *
+ * @param which `'any'`: whatever rows there are.
+ */
 export async function lockMarked(
   tx: Tx,
   schema: string,
   layout: TableLayout,
   keys: readonly string[],
+  which: 'touched' | 'any' = 'touched',
 ): Promise<MarkedRow[]> {
   const rows = await tx<{
     key: string
@@ -132,7 +137,7 @@ export async function lockMarked(
     select _sync_key as key, _sync_edited_by as by, _sync_diverged as diverged, _sync_hash as hash,
       _sync_deleted_at is not null as gone, ${raw(digestSql(layout))} as digest, ${raw(valuesSql(layout))} as values
     from ${raw(nameOf(schema, layout))} t
-    where _sync_key = any(${keys}::text[]) and ${raw(TOUCHED)}
+    where _sync_key = any(${keys}::text[]) and ${raw(which === 'any' ? 'true' : TOUCHED)}
     order by _sync_key
     for no key update`
   return rows.map(row => ({
