@@ -42,7 +42,7 @@ export type LeadingClient = AsyncDisposable & {
   /** The relation that holds each source table. */
   relations(): Promise<Map<string, number>>
   /** @returns the new file. */
-  restore(): Promise<string>
+  restore(options?: {readonly asSource?: boolean}): Promise<string>
   verify(options?: {readonly quick?: boolean}): Promise<VerifyResult>
   /** One line for each table whose live rows are not `rows` many, or do not have the digest that is noted for them. */
   differences(rows: ReadonlyMap<string, number>): Promise<string[]>
@@ -173,9 +173,9 @@ export async function leadingClient(leader: LeadingHost, name: string): Promise<
       const oids = new Map(rows.map(({name, oid}) => [name, oid]))
       return new Map((await schema()).tables.map(({source, target}) => [source, oids.get(target)!]))
     },
-    async restore() {
+    async restore({asSource = false} = {}) {
       const to = join(folder, `${name}-restored-${++restored}.db`)
-      await restore({pool: host, clientName: name, schemaName, to, force: false}, signal)
+      await restore({pool: host, clientName: name, schemaName, to, asSource, force: false}, signal)
       return to
     },
     async verify({quick = false} = {}) {

@@ -10,11 +10,10 @@ export type Entry = {
 
 /** What each group of commands is about. */
 export const groups: Readonly<Record<string, string>> = {
-  client: 'Clients: register, schedule, pause, look at, give up.',
+  client: 'Clients: register, schedule, pause, look at, decide about conflicts, give up.',
   cluster: 'The nodes of this host: who leads, and who should.',
   db: 'The control schema, hosts and their logins, access for others.',
   token: 'Who may use the API.',
-  client: 'Clients: see them, steer them, decide about conflicts.',
 }
 
 const client = () => import('./client.ts')
@@ -91,6 +90,21 @@ export const commands: readonly Entry[] = [
     about: 'Show who leads and how the nodes are.',
     load: async () => (await cluster()).status,
   },
+  {
+    name: 'client conflicts',
+    about: 'Show edits made in Postgres, and what became of them.',
+    load: async () => (await conflicts()).conflicts,
+  },
+  {
+    name: 'client resolve',
+    about: 'Decide a conflict that waits.',
+    load: async () => (await conflicts()).resolve,
+  },
+  {
+    name: 'client undo',
+    about: 'Take a decision about a conflict back.',
+    load: async () => (await conflicts()).undo,
+  },
   {name: 'cluster nodes', about: 'List the nodes.', load: async () => (await cluster()).nodes},
   {name: 'cluster promote', about: 'Make a node the leader.', load: async () => (await cluster()).promote},
   {
@@ -130,22 +144,11 @@ export const commands: readonly Entry[] = [
     name: 'run-due',
     about: 'Sync every client that is due, once: for cron.',
     load: async () => (await import('./run-due.ts')).runDueCommand,
+  },
+  {
     name: 'token add',
     about: 'Make a token for the API.',
     load: async () => (await import('./token.ts')).add,
-    name: 'client conflicts',
-    about: 'Show edits made in Postgres, and what became of them.',
-    load: async () => (await conflicts()).conflicts,
-  },
-  {
-    name: 'client resolve',
-    about: 'Decide a conflict that waits.',
-    load: async () => (await conflicts()).resolve,
-  },
-  {
-    name: 'client undo',
-    about: 'Take a decision about a conflict back.',
-    load: async () => (await conflicts()).undo,
   },
   {
     name: 'completion',

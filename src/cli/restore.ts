@@ -19,9 +19,13 @@ export const restore = command({
     client: {type: 'string', about: 'Which client.', value: 'NAME', required: true},
     to: {type: 'path', about: 'The file to write.', required: true},
     asOf: {type: 'string', about: 'A generation; the newest without it.', value: 'GENERATION'},
+    asSource: {
+      type: 'boolean',
+      about: 'Rows that conflicts let differ come as the source has them.',
+    },
     force: {type: 'boolean', about: 'Keep an existing file as a backup and replace it.'},
   },
-  async run({client, to, asOf, force}, context) {
+  async run({client, to, asOf, asSource, force}, context) {
     const {name, schema} = parseClientName(client)
     const generation = asOf === undefined ? undefined : generationOf(asOf)
     const config = await context.config()
@@ -40,6 +44,7 @@ export const restore = command({
           clientName: name,
           schemaName: schema,
           to,
+          asSource,
           force,
           ...(generation !== undefined && {asOf: generation}),
           onProgress: tally(progress, `restore ${name}`, total),

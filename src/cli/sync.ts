@@ -60,7 +60,7 @@ export const sync = command({
     }
     const shown = printed(result)
     context.out(dryRun ? {...shown, dry_run: true} : shown, syncText(result, {sqlite, dryRun}))
-    return result.status === 'success' ? 0 : 2
+    return result.status === 'success' && result.conflicts.pending === 0 ? 0 : 2
   },
 })
 
@@ -77,15 +77,26 @@ export function syncText(
       // Without its name the file that was synced last would be taken, and that one is not meant.
       `Look at the file. If this is meant: owsync sync --client ${client}${sqlite === undefined ? '' : ` --sqlite ${shellWord(sqlite)}`} --accept`,
     ].join('\n')
+  const conflicts = conflictsText(result)
   if (result.mode === 'unchanged' && status === 'success')
-    return `${client}: unchanged (generation ${generation}, ${took})`
+    return `${client}: unchanged (generation ${generation}, ${took})${conflicts}`
   const held = rows.quarantined > 0 ? `, ${rows.quarantined} quarantined (${result.reason ?? ''})` : ''
   const healing = result.consistent
     ? ''
     : '\nThe app was writing all the while: the next sync completes this one.'
   const counts = `${rows.upserted} upserted, ${rows.tombstoned} deleted, ${rows.unchanged} unchanged${held}`
   const what = dryRun ? 'would apply' : `generation ${generation}`
-  return `${client}: ${what}: ${counts} in ${counted(tables, 'table')}, ${sizeText(result.bytes)}, ${took}${healing}`
+  return `${client}: ${what}: ${counts} in ${counted(tables, 'table')}, ${sizeText(result.bytes)}, ${took}${healing}${conflicts}`
+}
+
+/** Rows that somebody changed in Postgres: how many were decided, and what waits for whom. */
+function conflictsText({client, conflicts: {detected, resolved, pending}}: SyncResult): string {
+  const met = detected === 0 ? [] : [`${counted(detected, 'conflict')}, ${resolved} decided by rule`]
+  const waiting =
+    pending === 0
+      ? []
+      : [`${counted(pending, 'conflict')} to be decided by a person: owsync client conflicts ${client}`]
+  return [...met, ...waiting].map(line => `\n${line}`).join('')
 }
 
 /** A path as a person can type it. */

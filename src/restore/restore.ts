@@ -1,13 +1,17 @@
 import {setImmediate as breathe} from 'node:timers/promises'
 import {DatabaseSync} from 'node:sqlite'
+import {rowDigester} from '../core/canonical.ts'
 import {DigestSums} from '../core/digest-sums.ts'
 import {UsageError} from '../core/errors.ts'
 import type {ColumnLayout, SourceSchema, TableLayout} from '../core/layout.ts'
+import type {Value} from '../core/value.ts'
 import type {Pool, Tx} from '../postgres/sql.ts'
 import {findDeployment, findSourceSchema, UnknownClientError, type Deployment} from '../state/deployments.ts'
+import {sideFromJson} from '../state/ledger-data.ts'
 import {missingFromApp} from '../source/apps-own.ts'
 import {readExisting} from '../target/plan.ts'
-import {storedRows} from '../target/stored-rows.ts'
+import {divergedRows} from '../target/marks.ts'
+import {storedRows, type StoredRow} from '../target/stored-rows.ts'
 import {checkFile, type FilledTable, type Remarks} from './check.ts'
 import {explainWrite, openDestination} from './destination.ts'
 import {NotRestorableError, RestoreFailedError} from './errors.ts'
@@ -23,6 +27,8 @@ export type RestoreOptions = {
   readonly to: string
   /** A generation; the newest without it. */
   readonly asOf?: bigint
+  /** Rows that may differ from the source come as the source has them, not as the target does. */
+  readonly asSource?: boolean
   /** Keep an existing file as a backup and replace it. */
   readonly force: boolean
   readonly onProgress?: (table: string, rows: number) => void
@@ -131,7 +137,7 @@ async function write(draft: string, options: RestoreOptions, signal: AbortSignal
 
 async function readCut(
   tx: Tx,
-  {clientName, schemaName, asOf}: RestoreOptions,
+  {clientName, schemaName, asOf, asSource}: RestoreOptions,
 ): Promise<{deployment: Deployment; schema: SourceSchema}> {
   const deployment = await findDeployment(tx, schemaName)
   if (deployment === undefined) throw new UnknownClientError(clientName)
@@ -152,6 +158,12 @@ async function readCut(
     throw new UsageError(
       `generation ${asOf} of ${deployment.clientName} is not kept; the newest is ${deployment.generation}`,
       'Leave --as-of out to restore the newest generation.',
+    )
+  if (asSource === true && deployment.hasMarks)
+    throw new NotRestorableError(
+      deployment.clientName,
+      'somebody has edited rows in Postgres that no sync has decided about, and what the source had there is not known',
+      'Run `owsync sync` first, or restore without --as-source.',
     )
   const existing = await readExisting(tx, deployment.schemaName)
   for (const {target, columns} of schema.tables) {
@@ -174,10 +186,14 @@ async function fillTable(
   schemaName: string,
   layout: TableLayout,
   file: NewFile,
-  {onProgress}: RestoreOptions,
+  {onProgress, asSource, clientName}: RestoreOptions,
   signal: AbortSignal,
 ): Promise<FilledTable & {readonly finish?: () => void}> {
   let rows = 0
+  async function* rowsOf(part: TableLayout) {
+    yield* storedRows(tx, schemaName, part, signal, asSource === true ? 'agreed' : 'all')
+    if (asSource === true) yield* sourceRows(tx, {clientName, schemaName}, layout, part)
+  }
   const copy = async (writer: TableWriter): Promise<FilledTable | undefined> => {
     const columns = writer.columns.map(
       name => layout.columns.find(column => column.source === name) as ColumnLayout,
@@ -185,7 +201,7 @@ async function fillTable(
     const part = {...layout, columns}
     const sums = new DigestSums()
     let fits = true
-    for await (const batch of storedRows(tx, schemaName, part, signal)) {
+    for await (const batch of rowsOf(part)) {
       for (const row of batch) {
         // What is on its way is read to its end: leaving a COPY costs the connection, and with it the snapshot.
         fits &&= writer.add(row)
@@ -203,6 +219,39 @@ async function fillTable(
   const again = await copy(loose)
   if (again === undefined) throw new RestoreFailedError(`table ${layout.source} does not take its rows`)
   return {...again, finish: loose.finish}
+}
+
+const PAGE_ROWS = 200
+
+/** The source's rows where the target may differ: what the ledger says of them, over what they have in common. */
+async function* sourceRows(
+  tx: Tx,
+  {clientName, schemaName}: Pick<RestoreOptions, 'clientName' | 'schemaName'>,
+  layout: TableLayout,
+  part: TableLayout,
+): AsyncGenerator<StoredRow[]> {
+  const isByRowid = layout.keyedBy === 'rowid'
+  const namesOf = ({columns}: TableLayout) => columns.map(({source}) => source)
+  const digester = rowDigester(namesOf(layout), isByRowid)
+  const partDigester = rowDigester(namesOf(part), isByRowid)
+  for await (const page of divergedRows(tx, schemaName, layout, PAGE_ROWS))
+    yield page.map(({key, hash, values: stored, source}): StoredRow => {
+      const side = source === null ? undefined : sideFromJson(source)
+      const row = new Map(
+        layout.columns.map(({source: name}, i): [string, Value] => {
+          const value = side?.fields.get(name)
+          return [name, value === undefined ? (stored[i] as Value) : value]
+        }),
+      )
+      if (side === undefined || !digester([...row.values()], key).equals(hash))
+        throw new NotRestorableError(
+          clientName,
+          `the ledger does not have what the source holds in ${layout.source} where the target differs`,
+          'Restore without --as-source, or copy the source itself while it exists.',
+        )
+      const values = namesOf(part).map(name => row.get(name) as Value)
+      return {key, values, digest: partDigester(values, key)}
+    })
 }
 
 /** The journal mode stands in the file's header; the log itself goes when the file is closed. */

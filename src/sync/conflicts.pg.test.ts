@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import {DatabaseSync} from 'node:sqlite'
 import {afterAll, beforeAll, describe, test} from 'vitest'
+import {compareFiles} from '../../test/compare.ts'
 import {editorOf, type Editor} from '../../test/editor.ts'
 import {leadingClient, leadingHost, type LeadingClient, type LeadingHost} from '../../test/leading-host.ts'
 import type {ConflictType} from '../conflict/conflict.ts'
@@ -452,6 +453,18 @@ describe.each(['small', 'staged'] as const)('cuts that are %s', size => {
       const verified = await s.client.verify({quick})
       assert.deepEqual([verified.differences, verified.accepted], [[], standing])
     }
+    // A restored file has what the target has, or what the source has.
+    assert.deepEqual(compareFiles(s.client.file, await s.client.restore({asSource: true})), [])
+    using restored = new DatabaseSync(await s.client.restore())
+    for (const strategy of strategies)
+      for (const [i, cell] of own(shape).entries()) {
+        const found = restored
+          .prepare(`select v, w, updated_at as at from ${tableOf(strategy)} where ${shape.where(i)}`)
+          .all()
+          .map(row => ({...row}))
+        const {row} = expected(cell, strategy)
+        assert.deepEqual(found, row === undefined ? [] : [row], `${strategy}: ${cell.what}`)
+      }
   })
 })
 

@@ -15,7 +15,7 @@ import {refusal} from '../target/apply.ts'
 import {RowEncoder} from '../target/encode.ts'
 import {lockMarked, settle, type MarkedRow, type Settlement, type SourceSide} from '../target/marks.ts'
 import {baseOf} from './base.ts'
-import type {LedgerSide} from './ledger-data.ts'
+import type {LedgerSide} from '../state/ledger-data.ts'
 import {
   closeEntries,
   newConflictId,

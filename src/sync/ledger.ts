@@ -1,7 +1,7 @@
 import {randomUUID} from 'node:crypto'
 import type {ConflictType, Ruling} from '../conflict/conflict.ts'
 import {fragment, join, type Sql} from '../postgres/sql.ts'
-import {sideFromJson, sideToJson, type LedgerSide} from './ledger-data.ts'
+import {sideFromJson, sideToJson, type LedgerSide} from '../state/ledger-data.ts'
 
 // The ledger of decisions: `sync_metadata.conflict_log`. `table_name` and `record_key` are the target's.
 

@@ -7,7 +7,7 @@ import {findConflict, type WholeConflict} from '../state/conflicts.ts'
 import {findDeployment, findSourceSchema} from '../state/deployments.ts'
 import {lockMarked, settle, type MarkedRow, type Settlement, type SourceSide} from '../target/marks.ts'
 import {digestOfRow, encoded, isSameValue} from './conflicts.ts'
-import {readable, sideToJson, type LedgerSide} from './ledger-data.ts'
+import {readable, sideToJson, type LedgerSide} from '../state/ledger-data.ts'
 import {sideOf} from './ledger.ts'
 
 // A person decides a conflict, or takes a decision back. The row is locked and must still be what the person was shown;

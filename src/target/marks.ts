@@ -80,6 +80,37 @@ export async function* queuedRows(
   }
 }
 
+/** A row that may differ and that the source has: what stands there, and what the ledger says of the source. */
+export type DivergedRow = {
+  readonly key: string
+  /** Digest of the source's row. */
+  readonly hash: Buffer
+  readonly values: readonly Value[]
+  /** The conflict's `source_data`; `null` when it is not kept any more. */
+  readonly source: string | null
+}
+
+/** Reads the rows of a table that may differ and that the source has, in pages of at most `limit`. */
+export async function* divergedRows(
+  tx: Tx,
+  schema: string,
+  layout: TableLayout,
+  limit: number,
+): AsyncGenerator<DivergedRow[]> {
+  for (let after: string | undefined; ;) {
+    const rows: {key: string; hash: Buffer; values: (string | null)[]; source: string | null}[] = await tx`
+      select _sync_key as key, _sync_hash as hash, ${raw(valuesSql(layout))} as values, c.source_data::text as source
+      from ${raw(nameOf(schema, layout))} t
+      left join sync_metadata.conflict_log c on c.conflict_id = t._sync_diverged
+      where _sync_diverged is not null and _sync_hash is not null
+        ${after === undefined ? raw('') : fragment`and _sync_key > ${after}`}
+      order by _sync_key limit ${limit}`
+    if (rows.length > 0) yield rows.map(row => ({...row, values: valuesOf(row.values)}))
+    after = rows.at(-1)?.key
+    if (rows.length < limit) return
+  }
+}
+
 /** Keys of the staged rows that were passed over. */
 export async function passedOverInStage(tx: Tx, schema: string, layout: TableLayout): Promise<string[]> {
   const rows = await tx<{key: string}>`

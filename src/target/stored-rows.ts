@@ -19,14 +19,17 @@ export type StoredRow = {
  * server and one row are in memory.
  *
  * @param table its columns are the ones to be read and digested: those of the table, or fewer.
+ * @param which `'agreed'`: only rows that are the source's, none that may differ.
  */
 export async function* storedRows(
   tx: Tx,
   schema: string,
   table: TableLayout,
   signal: AbortSignal,
+  which: 'all' | 'agreed' = 'all',
 ): AsyncGenerator<StoredRow[]> {
-  const {from, layout} = withPlainText(schema, table, '_sync_deleted_at is null')
+  const agreed = which === 'agreed' ? ' and _sync_diverged is null' : ''
+  const {from, layout} = withPlainText(schema, table, `_sync_deleted_at is null${agreed}`)
   const columns = layout.columns.map(column => quote(column.target))
   const list = ['_sync_key', digestSql(layout), '_sync_raw::text', ...columns].join(', ')
   const copy = raw(`copy (select ${list} from ${from}) to stdout (format binary)`)
