@@ -1,0 +1,256 @@
+import assert from 'node:assert/strict'
+import {DatabaseSync} from 'node:sqlite'
+import fc from 'fast-check'
+import {afterAll, beforeAll, test} from 'vitest'
+import {raw} from '../src/postgres/sql.ts'
+import {compareFiles} from './compare.ts'
+import {editorOf, type Editor} from './editor.ts'
+import {
+  interrupted,
+  InterruptedError,
+  leadingClient,
+  leadingHost,
+  type Interruption,
+  type LeadingClient,
+  type LeadingHost,
+} from './leading-host.ts'
+
+// The law of conflicts: whoever changes what on either side, under any rules, and wherever a sync is cut short: the sides
+// are equal in the end but for what a rule or a person lets differ, no edit is gone without a trace in the ledger, and
+// a sync that finds nothing to decide changes nothing.
+
+let leader: LeadingHost
+beforeAll(async () => {
+  leader = await leadingHost('conflict-law')
+})
+afterAll(() => leader[Symbol.asyncDispose]())
+
+const cases = Number(process.env['OWSYNC_CASES']) || 40
+
+const tables = ['note', 'pair', 'loose'] as const
+type Table = (typeof tables)[number]
+
+type Step =
+  | {
+      readonly side: 'source' | 'target'
+      readonly table: Table
+      readonly row: number
+      readonly do: 'put' | 'delete'
+      readonly json: boolean
+    }
+  | {
+      readonly side: 'sync'
+      readonly end: Interruption | undefined
+      readonly full: boolean
+      readonly manual: boolean
+    }
+
+const step: fc.Arbitrary<Step> = fc.oneof(
+  {
+    weight: 5,
+    arbitrary: fc.record({
+      side: fc.constantFrom('source' as const, 'target' as const),
+      table: fc.constantFrom(...tables),
+      row: fc.nat(4),
+      do: fc.constantFrom('put' as const, 'put' as const, 'delete' as const),
+      json: fc.boolean(),
+    }),
+  },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      side: fc.constant('sync' as const),
+      end: fc.option(
+        fc.record({
+          at: fc.constantFrom(1, 2),
+          when: fc.constantFrom('before commit' as const, 'after commit' as const),
+        }),
+        {freq: 2, nil: undefined},
+      ),
+      full: fc.boolean(),
+      manual: fc.boolean(),
+    }),
+  },
+)
+
+const strategy = fc.constantFrom('newest_wins', 'source_wins', 'target_wins', 'merge', 'manual')
+
+test(
+  'whoever changes what, the sides meet and no edit is gone without a trace',
+  {timeout: 600_000},
+  async ({annotate}) => {
+    const seed = Number(process.env['OWSYNC_SEED']) || Math.trunc(Math.random() * 2 ** 31)
+    await annotate(`OWSYNC_SEED=${seed}`)
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(step, {minLength: 3, maxLength: 25}),
+        fc.record({note: strategy, pair: strategy, loose: strategy}),
+        fc.boolean(),
+        async (steps, strategies, inSession) => {
+          await using client = await leadingClient(leader, `claw-${++clients}`)
+          await using editor = await first(client)
+          using session = inSession ? client.session() : undefined
+          const play = new Play(client, editor, strategies, session?.sync ?? client.sync)
+          for (const each of steps) await play.take(each)
+          await play.settle()
+        },
+      ),
+      {seed, numRuns: cases},
+    )
+  },
+)
+
+let clients = 0
+let token = 0
+
+/** Makes the source and loads it. */
+async function first(client: LeadingClient): Promise<Editor> {
+  using app = new DatabaseSync(client.file)
+  app.exec(`
+    create table note (id text primary key, v text, meta json, updated_at integer);
+    create table pair (a text, b integer, v text, meta json, updated_at integer, primary key (a, b)) without rowid;
+    create table loose (name text, v text, meta json, updated_at integer);
+    insert into note values ('k0', 'n0', '{"tags": [1]}', 1700000000), ('k1', 'n1', null, 1700000000);
+    insert into pair values ('p', 0, 'p0', '[]', 1700000000), ('p', 1, 'p1', null, 1700000000);
+    insert into loose values ('l0', 'l0', '{}', 1700000000), ('l1', 'l1', null, 1700000000)`)
+  await client.sync()
+  return await editorOf(leader.admin, client.name)
+}
+
+class Play {
+  readonly #client: LeadingClient
+  readonly #editor: Editor
+  readonly #config
+  readonly #sync: LeadingClient['sync']
+  readonly #schema: string
+  /** What a sync was to decide about when it was last seen: by table and key. */
+  #owed = new Map<string, {readonly table: Table; readonly key: string; readonly trace: string}>()
+
+  constructor(
+    client: LeadingClient,
+    editor: Editor,
+    strategies: Readonly<Record<Table, string>>,
+    sync: LeadingClient['sync'],
+  ) {
+    this.#client = client
+    this.#editor = editor
+    this.#schema = client.name.replaceAll('-', '_')
+    this.#config = {place: 'law', document: {table_strategies: strategies}}
+    this.#sync = sync
+  }
+
+  async take(step: Step): Promise<void> {
+    if (step.side === 'sync') {
+      await this.#note()
+      try {
+        await this.#run({
+          full: step.full,
+          marks: true,
+          ...(step.end === undefined ? {} : {pool: interrupted(leader.host, step.end)}),
+        })
+      } catch (error) {
+        if (!(error instanceof InterruptedError)) throw error
+        return
+      }
+      await this.#check()
+      return
+    }
+    const {table, row, json} = step
+    const [key, insert] = {
+      note: [`id = 'k${row}'`, `'k${row}'`],
+      pair: [`a = 'p' and b = ${row}`, `'p', ${row}`],
+      loose: [`name = 'l${row}'`, `'l${row}'`],
+    }[table] as [string, string]
+    const value = `${step.side}-${++token};`
+    const at = 1_700_000_000 + token
+    const meta = json ? `'{"tags": ["${value}"], "n":  ${token}}'` : 'null'
+    const set = `v = '${value}', updated_at = ${at}${json ? `, meta = ${meta}` : ''}`
+    const columns = {note: 'id', pair: 'a, b', loose: 'name'}[table]
+    const put = `insert into $.${table} (${columns}, v, meta, updated_at) values (${insert}, '${value}', ${meta}, ${at})`
+    if (step.side === 'source') {
+      using app = new DatabaseSync(this.#client.file)
+      const of = (sql: string) => sql.replace('$.', '')
+      if (step.do === 'delete') app.exec(`delete from ${table} where ${key}`)
+      else if (app.prepare(`update ${table} set ${set} where ${key}`).run().changes === 0) app.exec(of(put))
+      return
+    }
+    const of = (sql: string) => raw(sql.replace('$', this.#schema))
+    if (step.do === 'delete') await this.#editor`${of(`delete from $.${table} where ${key}`)}`
+    else {
+      const found = await this.#editor`${of(`update $.${table} set ${set} where ${key} returning 1`)}`
+      if (found.length === 0) await this.#editor`${of(put)}`
+    }
+  }
+
+  /** Without interruption; twice, because what moves between two looks is for the second. */
+  async settle(): Promise<void> {
+    await this.#note()
+    await this.#run({marks: true})
+    await this.#check()
+    const before = await this.#client.written()
+    const again = await this.#run({marks: true})
+    assert.equal(again.mode, 'unchanged')
+    assert.equal(await this.#client.written(), before, 'a sync that reports nothing has written')
+
+    let standing = 0
+    for (const table of tables) {
+      const rows = await leader.admin<{
+        key: string
+        mark: boolean
+        diverged: string | null
+        status: string | null
+      }>`
+        ${raw(`select _sync_key as key, _sync_edited_by is not null as mark, _sync_diverged as diverged,
+          case when c.is_standing then c.status end as status
+          from ${this.#schema}.${table} t left join sync_metadata.conflict_log c on c.conflict_id = t._sync_diverged`)}`
+      for (const row of rows) {
+        assert.ok(!row.mark, `${table} ${row.key} has a mark`)
+        if (row.diverged === null) continue
+        standing++
+        assert.ok(row.status !== null, `${table} ${row.key} differs by no standing conflict`)
+      }
+    }
+    const {differences, accepted} = await this.#client.verify()
+    assert.deepEqual({differences, accepted}, {differences: [], accepted: standing})
+    assert.deepEqual(compareFiles(this.#client.file, await this.#client.restore({asSource: true})), [])
+    const [pending] = await leader.admin<{n: number}>`
+      select count(*)::int as n from sync_metadata.conflict_log where status = 'pending'
+        and deployment_id = ${(await this.#client.deployment()).deploymentId}`
+    assert.equal(again.conflicts.pending, pending!.n)
+  }
+
+  async #run(options: Parameters<LeadingClient['sync']>[0]) {
+    const result = await this.#sync({accept: true, conflictConfig: this.#config, ...options})
+    assert.equal(result.status, 'success', result.reason)
+    return result
+  }
+
+  /** Remembers every marked row as the next sync is to find it. */
+  async #note(): Promise<void> {
+    for (const table of tables)
+      for (const row of await leader.admin<{key: string; v: string; gone: boolean}>`
+        ${raw(`select _sync_key as key, v, _sync_deleted_at is not null as gone from ${this.#schema}.${table}
+          where _sync_edited_by is not null and (_sync_hash is not null or _sync_deleted_at is null)`)}`)
+        // But for those that were made and taken away again before anybody else knew of them.
+        this.#owed.set(`${table} ${row.key}`, {table, key: row.key, trace: row.gone ? 'gone' : row.v})
+  }
+
+  /** Each of these edits stands in the target, was the source's too, or is in the ledger. */
+  async #check(): Promise<void> {
+    for (const {table, key, trace} of this.#owed.values()) {
+      const [row] = await leader.admin<{v: string; gone: boolean}>`
+        ${raw(`select v, _sync_deleted_at is not null as gone from ${this.#schema}.${table} where _sync_key = `)}${key}`
+      const stands = row !== undefined && (row.gone ? trace === 'gone' : row.v === trace)
+      if (stands) continue
+      const entries = await leader.admin<{target: string}>`
+        select target_data::text as target from sync_metadata.conflict_log c
+        where table_name = ${table} and record_key = ${key}
+          and deployment_id = (select deployment_id from sync_metadata.client_deployments where schema_name = ${this.#schema})`
+      const isTold = entries.some(({target}) =>
+        trace === 'gone' ? target.includes('"_sync_digest": null') : target.includes(trace),
+      )
+      assert.ok(isTold, `the edit of ${table} ${key} to ${trace} is gone`)
+    }
+    this.#owed = new Map()
+  }
+}
