@@ -14,8 +14,11 @@ import {Term} from './term.ts'
 /** Who takes part, and how. */
 export type ElectionOptions = SessionOptions & {readonly log: Log; readonly metrics: Metrics}
 
+/** What Postgres wakes the nodes for. */
+const announced = ['lease', 'cache', 'jobs', 'marks'] as const
+
 /** What a node may have missed and should look at. `connected`: anything. */
-export type Notice = 'lease' | 'cache' | 'jobs' | 'connected'
+export type Notice = (typeof announced)[number] | 'connected'
 
 export type ElectionPorts = {
   /** Opens a connection of its own, outside any pool that work waits for. */
@@ -166,7 +169,8 @@ class Election {
         this.#isNoticed = true
         this.#wakeUp()
       }
-      if (payload === 'lease' || payload === 'cache' || payload === 'jobs') this.#ports.onNotice(payload)
+      const what = announced.find(each => each === payload)
+      if (what !== undefined) this.#ports.onNotice(what)
     })
     try {
       const session = new ElectionSession(connection, this.#options)
@@ -234,8 +238,7 @@ class Election {
     if (!this.#hasBeaten) await this.#beat(session)
     if (this.#leading === undefined) {
       await this.#look(session)
-      if (!session.isSession)
-        for (const what of ['lease', 'cache', 'jobs'] as const) this.#ports.onNotice(what)
+      if (!session.isSession) for (const what of announced) this.#ports.onNotice(what)
     }
     for (;;) {
       const decision = decide({

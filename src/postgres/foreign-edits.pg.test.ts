@@ -26,9 +26,7 @@ async function edited(ddl: string) {
   const editor = stack.use(await editorOf(leader.admin, name))
   const schema = name.replaceAll('-', '_')
   const rows = (table: string, columns: string) =>
-    leader.admin<
-      Record<string, unknown>
-    >`${raw(`select ${columns} from ${schema}.${table} order by _sync_key collate "C"`)}`
+    leader.admin`${raw(`select ${columns} from ${schema}.${table} order by _sync_key collate "C"`)}`
   const marks = async (table: string) =>
     (await rows(table, '_sync_edited_by is not null as marked')).filter(({marked}) => marked === true).length
   const run = (sql: string, as: Sql = editor) => as`${raw(sql.replaceAll('$schema', schema))}`

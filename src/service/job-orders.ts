@@ -13,11 +13,13 @@ export type JobPlace = {
 /**
  * What a worker is told to do for a job.
  *
+ * @param hasMarks rows of the target have been edited: the sync is more than a look at the source.
  * @throws {UsageError} when something is missing that the job would need.
  */
 export function orderOf(
   {jobId, syncType, triggeredBy, options}: Pick<Job, 'jobId' | 'syncType' | 'triggeredBy' | 'options'>,
   {deploymentId, clientName, schemaName, sqlitePath}: JobPlace,
+  hasMarks = false,
 ): AnyOrder {
   const client = {deploymentId, clientName, schemaName}
   if (syncType === 'restore') {
@@ -45,6 +47,7 @@ export function orderOf(
     full: syncType === 'full',
     dryRun: options.dry_run ?? false,
     accept: options.accept ?? false,
+    marks: hasMarks,
     jobId,
     triggeredBy,
   }

@@ -61,7 +61,7 @@ export type Entry = {
   heldFor: string | undefined
   /** Of the one who follows its file. */
   following: {readonly path: string; readonly stop: AbortController} | undefined
-  /** Rows of the target that somebody has edited; the gate must not pass over them once they mean something. */
+  /** Rows of the target that somebody has edited and no run has met: the gate must not pass over them. */
   marks: bigint
 }
 
@@ -165,7 +165,7 @@ export class Runs {
       let outcome: OutcomeOf<AnyOrder>
       try {
         outcome = await this.#deps.workers.run(
-          orderOf(running, entry.place),
+          orderOf(running, entry.place, entry.marks > 0n),
           AbortSignal.any([this.#signal, stop.signal]),
           (table, rows) => {
             running.progress.set(table, rows)
@@ -212,6 +212,8 @@ export class Runs {
         entry.place = {...entry.place, generation: result.generation}
       if (result.status === 'success') {
         await this.#keepPath(running)
+        // Those that came meanwhile ring for themselves.
+        entry.marks = 0n
         await this.#deps.freshness.note(entry.place.deploymentId, before.version, startedAt)
       }
       countSync(metrics, {result, ms, isApplied})

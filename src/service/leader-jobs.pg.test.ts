@@ -436,7 +436,7 @@ test('rows that somebody has edited are counted', async () => {
   for (const {target} of (await client.schema()).tables)
     await leader.admin`update ${leader.admin(schemaOf(client), target)} set _sync_edited_by = 'somebody'`
   const {deploymentId} = await client.deployment()
-  assert.ok((await countMarks(leader.host, deploymentId)) > 0n)
+  assert.ok(((await countMarks(leader.host, [deploymentId])).get(deploymentId) ?? 0n) > 0n)
   const lines: unknown[] = []
   await using _ = await leadingJobs(leader, {
     log: {...silentLog, info: (fields, message) => lines.push([fields['client'], message])},

@@ -1,5 +1,6 @@
 import {randomUUID} from 'node:crypto'
 import {setTimeout as sleep} from 'node:timers/promises'
+import type {Notice} from '../cluster/election.ts'
 import {fenced, type Lease} from '../cluster/lease.ts'
 import type {Config} from '../config/config.ts'
 import {backoffMs} from '../core/backoff.ts'
@@ -31,7 +32,7 @@ export type LeadJobs = {
   readonly log: Log
   readonly metrics: Metrics
   /** Hints that there is something to look at; what they miss is found by polling. */
-  readonly notices: {on(listener: (what: 'lease' | 'cache' | 'jobs' | 'connected') => void): Disposable}
+  readonly notices: {on(listener: (what: Notice) => void): Disposable}
   /** Told of each run that has ended. */
   readonly onEnd?: (ended: EndedRun) => void
   /** For tests, which cannot wait so long. */
@@ -54,6 +55,8 @@ export const usualPace = {
 
 /** The longest sleep of the scheduler: the clock may have been set meanwhile. */
 const TICK_MS = 60_000
+/** Edits of the target are looked for no more often than this. */
+const MARKS_REST_MS = 1_000
 /** How long what is kept in bulk waits for a row that a cut has locked. */
 const CHECK_LOCK_TIMEOUT = '2s'
 const pauses = {firstMs: 250, mostMs: 10_000}
@@ -105,6 +108,7 @@ class Leading implements AsyncDisposable {
   readonly #reloadBell = new Bell()
   readonly #tickBell = new Bell()
   readonly #lookBell = new Bell()
+  readonly #marksBell = new Bell()
   readonly #ear: Disposable
   readonly #watch
   /** Files are followed. */
@@ -137,6 +141,7 @@ class Leading implements AsyncDisposable {
     this.#failed.promise.catch(() => undefined)
     this.#ear = notices.on(what => {
       if (what === 'jobs' || what === 'connected') this.#jobsBell.ring()
+      if (what === 'marks' || what === 'connected') this.#marksBell.ring()
       if (what === 'cache' || what === 'connected') this.#reloadBell.ring()
     })
   }
@@ -171,8 +176,12 @@ class Leading implements AsyncDisposable {
         await this.#runs.saveProgress()
         return progressMs
       }),
-      loop('marks', new Bell(), async () => {
-        await pollMarks({pool, log, entries: this.#entries}, this.#signal)
+      loop('marks', this.#marksBell, async () => {
+        await pollMarks({pool, log, entries: this.#entries})
+        for (const entry of this.#entries.values())
+          if (entry.marks > 0n && isScheduled(entry)) void this.#runScheduled(entry, 'change')
+        // An editor who types on is met once a second, whatever the number of notices.
+        await sleep(MARKS_REST_MS, undefined, {signal: this.#signal})
         return marksMs
       }),
       loop('retention', new Bell(), async () => {

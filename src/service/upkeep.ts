@@ -10,12 +10,15 @@ type Upkeep = {
 }
 
 /** Counts the rows of each target that somebody has edited: a notice of them may have been lost. */
-export async function pollMarks({pool, log, entries}: Upkeep, signal: AbortSignal): Promise<void> {
-  for (const entry of [...entries.values()]) {
-    const {deploymentId, clientName: client, generation} = entry.place
-    if (generation === 0n) continue
-    signal.throwIfAborted()
-    const marks = await countMarks(pool, deploymentId)
+export async function pollMarks({pool, log, entries}: Upkeep): Promise<void> {
+  const loaded = [...entries.values()].filter(({place}) => place.generation > 0n)
+  const found = await countMarks(
+    pool,
+    loaded.map(({place}) => place.deploymentId),
+  )
+  for (const entry of loaded) {
+    const {deploymentId, clientName: client} = entry.place
+    const marks = found.get(deploymentId) ?? 0n
     if (marks !== entry.marks) log.info({client, rows: Number(marks)}, 'rows of the target were edited')
     entry.marks = marks
   }

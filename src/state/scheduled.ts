@@ -59,10 +59,14 @@ export async function saveChecks(sql: Sql, checks: readonly Check[]): Promise<vo
     where d.deployment_id = c.id`
 }
 
-/** @returns how many rows of the client's target somebody else has edited since they were last synced. */
-export async function countMarks(sql: Sql, deploymentId: string): Promise<bigint> {
-  const [row] = await sql<{marks: bigint}>`select sync_metadata.count_marks(${deploymentId}) as marks`
-  return row?.marks ?? 0n
+/** @returns how many rows of each client's target somebody else has edited since they were last synced, if any. */
+export async function countMarks(
+  sql: Sql,
+  deploymentIds: readonly string[],
+): Promise<ReadonlyMap<string, bigint>> {
+  const rows = await sql<{id: string; marks: bigint}>`
+    select id, sync_metadata.count_marks(id) as marks from unnest(${deploymentIds}::uuid[]) as t (id)`
+  return new Map(rows.map(({id, marks}) => [id, marks]))
 }
 
 /**
