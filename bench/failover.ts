@@ -73,6 +73,7 @@ class Pair implements AsyncDisposable {
           detached: true,
           env: {
             ...environmentOf({url: urlOf(proxy.endpoint)}, state.path),
+            NODE_COMPILE_CACHE: process.env['NODE_COMPILE_CACHE'],
             ROLE: role,
             API_PORT: '0',
             LOG_FORMAT: 'json',

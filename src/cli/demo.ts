@@ -1,17 +1,16 @@
-import {demoLive} from '../service/demo-live.ts'
+import {demoLive, type LiveEvent, type LivePlace} from '../service/demo-live.ts'
 import {demoStory, type Step, type StepName} from '../service/demo-story.ts'
-import type {Hitch, LiveSync} from '../service/live.ts'
 import {command, type Context, type ExitCode} from './command.ts'
 
 export const demo = command({
   details:
-    'Makes an Open WebUI file that a writer process keeps changing, and keeps it in sync with a database of its own in the embedded Postgres until Ctrl-C. DATABASE_URL is not used. Everything it made is removed when it ends.',
+    'Makes an Open WebUI file that a writer process keeps changing, and lets two nodes keep a database of its own in the embedded Postgres in sync with it until Ctrl-C. Kill the one that leads, and the other takes over. DATABASE_URL is not used. Everything it made is removed when it ends.',
   examples: ['demo', 'demo --once'],
   positionals: {},
   options: {
     once: {
       type: 'boolean',
-      about: 'Sync, crash, recover, verify, restore and compare once, then end.',
+      about: 'Sync, kill the leader, take over, verify, restore and compare once, then end.',
     },
   },
   async run({once}, context) {
@@ -25,11 +24,11 @@ export const demo = command({
 const underWay: Readonly<Record<StepName, string>> = {
   postgres: 'starting Postgres',
   sample: 'making a file',
+  nodes: 'starting two nodes',
   'full-sync': 'syncing all of it',
   'live-changes': 'letting a writer change it',
-  sync: 'syncing what changed',
-  crash: 'killing a sync half-way',
-  recover: 'syncing again',
+  kill: 'killing the leader half-way',
+  takeover: 'taking over',
   verify: 'verifying',
   restore: 'restoring',
   compare: 'comparing',
@@ -54,18 +53,20 @@ async function tell(stateDir: string, {out, err, progress, signal}: Context): Pr
   return 0
 }
 
-async function live(stateDir: string, {out, err, log, signal}: Context): Promise<ExitCode> {
-  err('Starting Postgres, making a file …')
-  const onReady = ({file, url, schema}: {file: string; url: string; schema: string}) => {
+async function live(stateDir: string, {out, err, signal}: Context): Promise<ExitCode> {
+  err('Starting Postgres and two nodes, making a file …')
+  const onReady = ({file, url, schema, addresses, token}: LivePlace) => {
     err(`  the file      ${file}`)
     err(`  its mirror    psql '${url}', schema ${schema}`)
+    err(`  the nodes     ${addresses.join(', ')}`)
+    err(`  their token   ${token}`)
     err('Syncing until Ctrl-C.')
   }
-  const onEvent = (event: LiveSync | Hitch) => {
-    out(...('hitch' in event ? hitchLine(event) : syncLine(event)))
+  const onEvent = (event: LiveEvent) => {
+    out(documentOf(event), lineOf(event))
   }
   try {
-    await demoLive(stateDir, {onReady, onEvent, log: await log()}, signal)
+    await demoLive(stateDir, {onReady, onEvent}, signal)
   } catch (error) {
     // Asked to stop, however early: that is how it ends.
     if (!signal.aborted) throw error
@@ -77,21 +78,32 @@ function stepText({step, ok, ms, said}: Step): string {
   return `${ok ? 'ok    ' : 'FAILED'}  ${step.padEnd(12)}  ${seconds(ms).padStart(6)}  ${said}`
 }
 
-function syncLine({result, lagMs, ms}: LiveSync): [unknown, string] {
-  const {generation, rows, status, reason} = result
-  const {upserted, tombstoned} = rows
-  const changes = `${amount(upserted, 6)} rows changed  ${amount(tombstoned, 4)} deleted`
-  const lag = lagMs === undefined ? '' : `  lag ${seconds(lagMs)}`
-  const doubt = status === 'success' ? '' : `  ${status}: ${reason ?? ''}`
-  const document = {generation, status, upserted, tombstoned, lag_ms: lagMs ?? null, ms}
-  return [
-    document,
-    `generation ${amount(Number(generation), 4)}  ${changes}  ${amount(ms, 5)} ms${lag}${doubt}`,
-  ]
+function documentOf(event: LiveEvent): unknown {
+  switch (event.kind) {
+    case 'cut': {
+      const {generation, status, upserted, tombstoned, ms} = event
+      return {generation, status, upserted, tombstoned, ms}
+    }
+    case 'leader':
+      return {leader: event.leader, epoch: event.epoch}
+    case 'ended':
+      return {node: event.nodeId, ended: event.how}
+  }
 }
 
-function hitchLine({hitch: {code, message}}: Hitch): [unknown, string] {
-  return [{error: {code, message}}, `not now: ${message}; trying again`]
+function lineOf(event: LiveEvent): string {
+  switch (event.kind) {
+    case 'cut': {
+      const {generation, status, upserted, tombstoned, ms} = event
+      const changes = `${amount(upserted, 6)} rows changed  ${amount(tombstoned, 4)} deleted`
+      const doubt = status === 'success' ? '' : `  ${status}`
+      return `generation ${amount(Number(generation), 4)}  ${changes}  ${amount(ms, 5)} ms${doubt}`
+    }
+    case 'leader':
+      return `${event.leader} leads with epoch ${event.epoch}`
+    case 'ended':
+      return `${event.nodeId} ${event.how}; it is started again`
+  }
 }
 
 function amount(number: number, width: number): string {

@@ -10,11 +10,22 @@ export const node = command({
   positionals: {},
   options: {},
   async run(_args, context) {
-    await runNode(
-      await context.config(),
-      {log: await context.log(), metrics: createMetrics(), version: version()},
-      context.signal,
-    )
+    const orphaned = new AbortController()
+    // A node that was started over a channel, as the demo starts its own, goes with whoever started it.
+    const abandon = () => {
+      orphaned.abort(new Error('whoever started this node has gone'))
+    }
+    process.once('disconnect', abandon)
+    try {
+      await runNode(
+        await context.config(),
+        {log: await context.log(), metrics: createMetrics(), version: version()},
+        AbortSignal.any([context.signal, orphaned.signal]),
+      )
+    } finally {
+      process.off('disconnect', abandon)
+      if (process.connected) process.disconnect()
+    }
     return 0
   },
 })

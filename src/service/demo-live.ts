@@ -1,16 +1,11 @@
 import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
-import {withLease} from '../cluster/lease.ts'
-import {SyncError} from '../core/errors.ts'
 import {together} from '../core/together.ts'
+import {json, type Sql} from '../postgres/sql.ts'
 import {generate} from '../sample/generate.ts'
 import type {Writer} from '../sample/writer.ts'
-import {sourceWatcher} from '../source/watch.ts'
-import {findDeployment, registerDeployment, type Deployment} from '../state/deployments.ts'
-import type {Log} from '../telemetry/log.ts'
+import {awaitLeader, demoRoles, readLeader, type DemoNode, type DemoRole} from './demo-nodes.ts'
 import {DEMO_CLIENT, DemoFailedError, demoSample, openDemo, type Demo} from './demo.ts'
-import {followLive, type Hitch, type Live, type LiveSync} from './live.ts'
-import {Workers, workersOptions} from './workers.ts'
 
 /** What a live demo works with, for whoever wants to look at it. */
 export type LivePlace = {
@@ -18,95 +13,103 @@ export type LivePlace = {
   /** The database as the demo's host. */
   readonly url: string
   readonly schema: string
+  /** Where the nodes serve their API and the dashboard, in the order of their names. */
+  readonly addresses: readonly string[]
+  /** With which they let one operate. */
+  readonly token: string
 }
+
+/** A cut that the leader has applied, another leader, or a node that has ended and is started again. */
+export type LiveEvent =
+  | {
+      readonly kind: 'cut'
+      readonly generation: bigint
+      readonly status: string
+      readonly upserted: number
+      readonly tombstoned: number
+      readonly ms: number
+    }
+  | {readonly kind: 'leader'; readonly leader: string; readonly epoch: bigint}
+  | {readonly kind: 'ended'; readonly nodeId: string; readonly how: string}
 
 /** What somebody who watches a live demo is told. */
 export type LiveShow = {
-  /** The file and the database are there. */
+  /** The file and the database are there, and a node leads. */
   readonly onReady: (place: LivePlace) => void
-  /** A sync has applied something, or has failed and is tried again. */
-  readonly onEvent: Live['onEvent']
-  readonly log: Log
+  readonly onEvent: (event: LiveEvent) => void
 }
 
 /** Actions a second: an office at work. */
 const WRITER_RATE = 15
-/** How long a lost lease waits for its next try. */
-const AGAIN_MS = 500
-const PATIENCE_MS = 60_000
+const LOOK_MS = 250
+/** A node that was killed stays away for so long: there is something to see. */
+const AWAY_MS = 5_000
 
 /**
- * Keeps a file that a writer keeps changing in sync, live, as a leader does: a watcher says when the file may have
- * changed, a worker syncs it. Until the signal aborts; however it ends, nothing is left of it: no process, no database,
- * no file.
+ * Keeps a file that a writer keeps changing in sync, live, by a host's two nodes. Until the signal aborts; however it
+ * ends, nothing is left of it: no process, no database, no file.
  *
- * @throws the signal's reason; or what a sync throws that does not pass by itself.
+ * @throws {DemoFailedError} when the writer ends; the signal's reason.
  */
 export async function demoLive(stateDir: string, show: LiveShow, signal: AbortSignal): Promise<void> {
   await using demo = await openDemo(stateDir, signal)
   const file = join(demo.folder, 'webui.db')
   generate(file, demoSample)
-  await registerDeployment(demo.host, DEMO_CLIENT, file)
-  const deployment = (await findDeployment(demo.host, DEMO_CLIENT)) as Deployment
+  const settings = {sqlite_path: file, sync_schedule: 'live', sync_enabled: true}
+  await demo.host`select sync_metadata.register_deployment(${DEMO_CLIENT}, ${json(settings)})`
+  const token = await demo.token()
   const writer = demo.startWriter(file, WRITER_RATE)
-  show.onReady({file, url: demo.hostUrl, schema: DEMO_CLIENT})
+  const nodes = demoRoles.map(role => demo.startNode(role))
+  const addresses = await Promise.all(nodes.map(({api}) => api))
+  await awaitLeader(demo.owner, () => true, signal)
+  show.onReady({file, url: demo.hostUrl, schema: DEMO_CLIENT, addresses, token})
   await together(
     signal,
     signal => refuseDead(writer, signal),
-    signal => lead(demo, {deployment, file}, show, signal),
+    signal => tell(demo.owner, show, signal),
+    ...nodes.map(node => (signal: AbortSignal) => keepRunning(demo, node, show, signal)),
   )
 }
 
-type Followed = {readonly deployment: Deployment; readonly file: string}
-
-/** Leads and syncs; again when the lease was lost, as when the demo was suspended for a while. */
-async function lead(
-  demo: Demo,
-  {deployment, file}: Followed,
-  {onEvent, log}: LiveShow,
-  signal: AbortSignal,
-): Promise<void> {
-  const {clusterName, leaseDurationMs, heartbeatIntervalMs} = demo.config
-  const leading = {
-    nodeId: `${clusterName}-cli`,
-    clusterName,
-    durationMs: leaseDurationMs,
-    renewEveryMs: heartbeatIntervalMs,
-    patienceMs: PATIENCE_MS,
-  }
-  const {deploymentId, clientName, schemaName} = deployment
-  const order = {deploymentId, clientName, schemaName, sqlitePath: file, full: false, dryRun: false}
-  let isHeldBack = false
-  const live = {
-    watch: sourceWatcher(log),
-    // A pause of the demo can make the guard doubt what the writer did meanwhile. It was meant.
-    order: () => ({...order, accept: isHeldBack}),
-    onEvent(event: LiveSync | Hitch) {
-      isHeldBack = 'result' in event && event.result.status === 'quarantined'
-      if ('hitch' in event || event.result.mode !== 'unchanged') onEvent(event)
-    },
-  }
-  for (;;) {
-    try {
-      await withLease(
-        demo.host,
-        leading,
-        async lease => {
-          await using workers = new Workers(workersOptions(demo.config, demo.hostEndpoint, lease, log))
-          await followLive({workers, ...live}, lease.signal)
-        },
-        signal,
-      )
-    } catch (error) {
-      signal.throwIfAborted()
-      if (!(error instanceof SyncError && error.retryable)) throw error
-      onEvent({hitch: error})
-      await sleep(AGAIN_MS, undefined, {signal})
-    }
+/** Starts a node again that has ended, as a service manager does. */
+async function keepRunning(demo: Demo, first: DemoNode, show: LiveShow, signal: AbortSignal): Promise<void> {
+  const role: DemoRole = first.role
+  const stopped = new Promise<undefined>(resolve => {
+    signal.addEventListener('abort', () => {
+      resolve(undefined)
+    })
+  })
+  for (let node = first; ; node = demo.startNode(role)) {
+    const how = await Promise.race([node.ended, stopped])
+    if (how === undefined) return
+    show.onEvent({kind: 'ended', nodeId: node.nodeId, how})
+    await sleep(AWAY_MS, undefined, {signal})
   }
 }
 
-const LOOK_MS = 500
+/** Tells of each cut and of each leader. */
+async function tell(sql: Sql, {onEvent}: LiveShow, signal: AbortSignal): Promise<void> {
+  let known: string | undefined
+  let last = 0n
+  for (;;) {
+    const {leader, epoch} = await readLeader(sql)
+    if (leader !== undefined && leader !== known) onEvent({kind: 'leader', leader, epoch})
+    known = leader ?? known
+    const cuts = await sql<{
+      generation: bigint
+      status: string
+      upserted: number
+      tombstoned: number
+      ms: number
+    }>`
+      select generation, status, rows_upserted::float8 as upserted, rows_tombstoned::float8 as tombstoned,
+        coalesce(duration_ms, 0)::float8 as ms
+      from sync_metadata.sync_jobs where generation > ${last} order by generation`
+    for (const cut of cuts) onEvent({kind: 'cut', ...cut})
+    last = cuts.at(-1)?.generation ?? last
+    await sleep(LOOK_MS, undefined, {signal})
+  }
+}
 
 /** @throws {DemoFailedError} when the writer has ended although nobody asked it to. */
 async function refuseDead(writer: Writer, signal: AbortSignal): Promise<void> {

@@ -1,11 +1,11 @@
 import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import type {RestoreResult} from '../restore/restore.ts'
-import type {Tx} from '../postgres/sql.ts'
+import {json, type Tx} from '../postgres/sql.ts'
 import {compareContent} from '../sample/differences.ts'
 import {generate} from '../sample/generate.ts'
 import type {Writer} from '../sample/writer.ts'
-import type {SyncResult} from '../sync/sync.ts'
+import {awaitLeader, demoRoles, readLeader, type DemoNode} from './demo-nodes.ts'
 import {DEMO_CLIENT, DemoFailedError, demoSample, openDemo, type Demo, type Ending} from './demo.ts'
 
 /** One step of the story, when it is over. `said` is what happened, for a person. */
@@ -20,8 +20,8 @@ export type Step = {
 const LIVE_MS = 2_000
 /** Actions a second: a busy office. */
 const WRITER_RATE = 25
-const CRASH_WITHIN_MS = 20_000
-/** A busy file, a lost connection: exit code 75 says that the same command will do later. */
+const PATIENCE_MS = 30_000
+/** A lost connection: exit code 75 says that the same command will do later. */
 const TRY_AGAIN = 'ended with 75'
 const TRIES = 3
 
@@ -38,52 +38,76 @@ const steps = {
     return Promise.resolve(`a file as Open WebUI ${demoSample.version} has it: ${size}`)
   },
 
+  async nodes(scene) {
+    for (const role of demoRoles) scene.nodes.push(scene.demo.startNode(role))
+    const {leader, epoch} = await scene.until('a node leads', signal =>
+      awaitLeader(scene.demo.owner, () => true, signal),
+    )
+    return `${leader} leads with epoch ${epoch}, the other node stands by`
+  },
+
   async 'full-sync'(scene) {
-    const {rows, tables} = await scene.owsync<SyncResult>('sync', '--sqlite', scene.file)
-    hold(rows.upserted > 0, 'nothing was copied')
-    return `${count(rows.upserted)} rows in ${tables} tables copied`
+    const settings = {sqlite_path: scene.file, sync_schedule: 'live', sync_enabled: true}
+    await scene.demo.host`select sync_metadata.register_deployment(${DEMO_CLIENT}, ${json(settings)})`
+    const {upserted} = await scene.synced(cut => cut.generation >= 1n)
+    hold(upserted > 0, 'nothing was copied')
+    return `the client is registered, and the leader copies ${count(upserted)} rows`
   },
 
   async 'live-changes'(scene) {
+    const before = await scene.cuts()
     scene.writer = scene.demo.startWriter(scene.file, WRITER_RATE)
     await sleep(LIVE_MS, undefined, {signal: scene.signal})
+    const {generation, upserted, tombstoned} = await scene.synced(
+      cut => cut.upserted > before.upserted && cut.tombstoned > before.tombstoned,
+    )
     const {writes} = scene.writer.totals()
     hold(writes > 0, 'the writer wrote nothing')
-    return `a writer has begun to use the file: ${writes} transactions, and it goes on`
+    const rows = {upserted: upserted - before.upserted, tombstoned: tombstoned - before.tombstoned}
+    return `a writer uses the file, ${writes} transactions so far; ${generation - before.generation} cuts followed it: ${changesOf(rows)}`
   },
 
-  async sync(scene) {
-    const {rows} = await scene.owsync<SyncResult>('sync')
-    hold(
-      rows.upserted > 0 && rows.tombstoned > 0,
-      'the writer changed and deleted rows, and the sync saw none',
-    )
-    return `${changesOf(rows)}, while the writer wrote`
-  },
-
-  async crash(scene) {
-    const before = await scene.generation()
+  async kill(scene) {
+    const before = await scene.cuts()
+    const {leader, epoch} = await readLeader(scene.demo.owner)
+    const node = scene.nodes.find(({nodeId}) => nodeId === leader)
+    hold(node !== undefined, 'nobody leads')
     await scene.demo.owner.begin(async tx => {
       // A cut ends by moving the generation. Held here, everything else of it is written, and nothing is committed.
       await tx`select from sync_metadata.client_deployments for no key update`
-      await killHeldUp(scene, tx, performance.now() + CRASH_WITHIN_MS)
+      await scene.until('a sync comes to its commit', signal => heldUp(tx, signal))
+      node.kill()
+      scene.killedAt = performance.now()
+      // Of this one cut the fate is to be known: the lock is kept until the next leader has the lease.
+      scene.next = await scene.until('the other node leads', signal =>
+        awaitLeader(scene.demo.owner, seen => seen.leader !== leader, signal),
+      )
+      scene.tookMs = performance.now() - scene.killedAt
+      hold((await scene.cuts()).generation === before.generation, 'a killed leader has committed')
     })
-    hold((await scene.generation()) === before, 'a killed sync has committed')
-    return 'a sync was killed (SIGKILL) with everything written but not committed'
+    return `${node.nodeId}, the leader of epoch ${epoch}, was killed (SIGKILL) with a cut written and not committed`
   },
 
-  async recover(scene) {
+  async takeover(scene) {
+    const {leader, epoch} = scene.next
     const {locked, worst_ms} = await scene.writer.stop()
     hold(locked === 0, `the writer was refused the file ${locked} times`)
-    const {rows} = await scene.owsync<SyncResult>('sync')
-    hold(rows.upserted + rows.tombstoned > 0, 'what the killed sync had not committed is missing')
-    return `the next sync: ${changesOf(rows)}; the writer never waited longer than ${Math.ceil(worst_ms)} ms`
+    const {generation} = await scene.cuts()
+    const cut = await scene.synced(cut => cut.generation > generation || cut.epoch === epoch)
+    hold(cut.epoch === epoch, `a cut of epoch ${cut.epoch} came after epoch ${epoch} had begun`)
+    return `${leader} led with epoch ${epoch} after ${Math.ceil(scene.tookMs)} ms and goes on; the writer never waited longer than ${Math.ceil(worst_ms)} ms`
   },
 
   async verify(scene) {
-    const found = await scene.owsync<Verified>('verify')
-    const {rows_compared, differences, pending, moving} = found
-    hold(rows_compared > 0 && differences.length + pending + moving === 0, 'the two sides are not equal')
+    // The last of what the writer did may be on its way.
+    const rest = (found: Verified) => found.differences.length + found.pending + found.moving
+    let found = await scene.owsync<Verified>('verify')
+    for (let left = TRIES; left > 0 && found.differences.length === 0 && rest(found) > 0; left--) {
+      await sleep(1_000, undefined, {signal: scene.signal})
+      found = await scene.owsync<Verified>('verify')
+    }
+    const {rows_compared} = found
+    hold(rows_compared > 0 && rest(found) === 0, 'the two sides are not equal')
     return `${count(rows_compared)} rows compared by digest, computed on both sides: equal`
   },
 
@@ -111,8 +135,8 @@ type Verified = {
 }
 
 /**
- * Tells the story once and yields each step when it is over: synced, verified and restored by the commands that a person
- * would type. However it ends, nothing is left of it: no process, no database, no file.
+ * Tells the story once and yields each step when it is over: synced by two nodes, verified and restored by the commands that a
+ * person would type. However it ends, nothing is left of it: no process, no database, no file.
  *
  * @param onBegin called when a step begins.
  * @throws {DemoFailedError} after the step that did not hold; the signal's reason when it was stopped.
@@ -141,27 +165,23 @@ export async function* demoStory(
   }
 }
 
-/** Starts a sync and kills it as soon as it waits for `tx`. */
-async function killHeldUp(scene: Scene, tx: Tx, deadline: number): Promise<void> {
-  const sync = scene.demo.start(['sync', '--client', DEMO_CLIENT])
-  const ended: Ending[] = []
-  void sync.ended.then(ending => ended.push(ending))
-  try {
-    while (ended.length === 0) {
-      const [row] = await tx<{isHeldUp: boolean}>`
-        select exists (
-          select from pg_locks where not granted and transactionid = pg_current_xact_id()::xid) as "isHeldUp"`
-      if (row?.isHeldUp === true) return
-      hold(performance.now() < deadline, 'the sync that was to be killed did not come to its commit')
-      await sleep(5, undefined, {signal: scene.signal})
-    }
-  } finally {
-    sync.kill()
-    await sync.ended
+/** Resolves when a sync waits for `tx`, which holds what it ends with. */
+async function heldUp(tx: Tx, signal: AbortSignal): Promise<void> {
+  for (;;) {
+    const [row] = await tx<{isHeldUp: boolean}>`
+      select exists (
+        select from pg_locks where not granted and transactionid = pg_current_xact_id()::xid) as "isHeldUp"`
+    if (row?.isHeldUp === true) return
+    await sleep(5, undefined, {signal})
   }
-  const {how, out, err} = await sync.ended
-  hold(how === TRY_AGAIN, `the sync that was to be killed ${how}: ${out}${err}`)
-  await killHeldUp(scene, tx, deadline)
+}
+
+/** The cuts of the demo's client so far, and the epoch of the last one. */
+type Cuts = {
+  readonly generation: bigint
+  readonly epoch: bigint
+  readonly upserted: number
+  readonly tombstoned: number
 }
 
 /** What the steps share. */
@@ -169,6 +189,10 @@ class Scene implements AsyncDisposable {
   readonly stateDir: string
   readonly signal: AbortSignal
   readonly resources = new AsyncDisposableStack()
+  readonly nodes: DemoNode[] = []
+  killedAt = 0
+  tookMs = 0
+  next: {readonly leader: string; readonly epoch: bigint} = {leader: '', epoch: 0n}
   #demo: Demo | undefined
   #writer: Writer | undefined
 
@@ -201,10 +225,36 @@ class Scene implements AsyncDisposable {
     return join(this.demo.folder, 'restored.db')
   }
 
-  async generation(): Promise<bigint | undefined> {
-    const [row] = await this.demo.owner<{generation: bigint}>`
-      select generation from sync_metadata.client_deployments`
-    return row?.generation
+  async cuts(): Promise<Cuts> {
+    const [row] = await this.demo.owner<Cuts>`
+      select coalesce(max(generation), 0) as generation,
+        coalesce((array_agg(epoch order by generation desc))[1], 0) as epoch,
+        coalesce(sum(rows_upserted), 0)::float8 as upserted, coalesce(sum(rows_tombstoned), 0)::float8 as tombstoned
+      from sync_metadata.sync_jobs where generation is not null`
+    return row ?? {generation: 0n, epoch: 0n, upserted: 0, tombstoned: 0}
+  }
+
+  /** Waits until the nodes have synced so far. */
+  async synced(isEnough: (cuts: Cuts) => boolean): Promise<Cuts> {
+    return await this.until('the leader syncs', async signal => {
+      for (;;) {
+        const cuts = await this.cuts()
+        if (isEnough(cuts)) return cuts
+        await sleep(50, undefined, {signal})
+      }
+    })
+  }
+
+  /** @throws Error when it does not come to that in time. */
+  async until<T>(what: string, wait: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    const late = AbortSignal.timeout(PATIENCE_MS)
+    try {
+      return await wait(AbortSignal.any([this.signal, late]))
+    } catch (error) {
+      this.signal.throwIfAborted()
+      if (!late.aborted) throw error
+      throw new Error(`in ${PATIENCE_MS / 1_000} s it has not come to this: ${what}`, {cause: error})
+    }
   }
 
   /** Runs `owsync` for the demo's client to its end, again when it asks for that. @returns the document it printed. */
@@ -249,7 +299,7 @@ function present<T>(made: T | undefined): T {
   return made
 }
 
-function changesOf({upserted, tombstoned}: SyncResult['rows']): string {
+function changesOf({upserted, tombstoned}: Pick<Cuts, 'upserted' | 'tombstoned'>): string {
   return `${count(upserted)} rows changed, ${count(tombstoned)} deleted`
 }
 

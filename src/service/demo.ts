@@ -19,6 +19,8 @@ import {exitOf} from '../postgres/server.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {sizes} from '../sample/generate.ts'
 import {startWriter, type Writer} from '../sample/writer.ts'
+import {startDemoNode, type DemoNode, type DemoRole} from './demo-nodes.ts'
+import {addToken, tokensFile} from './token-file.ts'
 
 // A demo has a database of its own in the embedded Postgres, whatever DATABASE_URL says, and a folder of its own below
 // the state directory:
@@ -66,6 +68,10 @@ export type Demo = AsyncDisposable & {
   readonly server: string
   /** Starts a program that uses `file` as the app does; it ends with the demo at the latest. */
   readonly startWriter: (file: string, rate: number) => Writer
+  /** Starts one of the host's two nodes; it ends with the demo at the latest. */
+  readonly startNode: (role: DemoRole) => DemoNode
+  /** A token with which the nodes' API lets one operate. */
+  readonly token: () => Promise<string>
   /** Starts `owsync` with these arguments and `--json`, as the host. Whoever starts it sees to its end. */
   readonly start: (args: readonly string[]) => Program
 }
@@ -96,7 +102,13 @@ export async function openDemo(stateDir: string, signal: AbortSignal): Promise<D
   await migrate(owner)
   const login = await grantHost(owner, ownerEndpoint, {cluster: CLUSTER, hostname: CLUSTER})
   const host = resources.use(connect(login.endpoint, {max: 4, applicationName: `owsync/${CLUSTER}-cli`}))
-  const env = {DATABASE_URL: login.url, CLUSTER_NAME: CLUSTER, STATE_DIR: folder}
+  const env = {
+    DATABASE_URL: login.url,
+    CLUSTER_NAME: CLUSTER,
+    STATE_DIR: folder,
+    // What was compiled for us need not be compiled for them.
+    NODE_COMPILE_CACHE: process.env['NODE_COMPILE_CACHE'],
+  }
   const config = await loadConfig(env)
   const [row] = await owner<{version: string}>`
     select split_part(current_setting('server_version'), ' ', 1) as version`
@@ -117,6 +129,12 @@ export async function openDemo(stateDir: string, signal: AbortSignal): Promise<D
       })
       return writer
     },
+    startNode(role) {
+      const node = startDemoNode(program, role, env)
+      kept.use(node)
+      return node
+    },
+    token: () => addToken(tokensFile(config), 'demo', 'operate'),
     start: args => startProgram(args, env),
     [Symbol.asyncDispose]: () => kept.disposeAsync(),
   }
