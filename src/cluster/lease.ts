@@ -1,7 +1,8 @@
 import {setTimeout as sleep} from 'node:timers/promises'
 import {SyncError} from '../core/errors.ts'
-import type {Connection, Pool, Sql, Tx} from '../postgres/sql.ts'
+import type {Connection, Pool, Tx} from '../postgres/sql.ts'
 import {FencedOutError} from '../postgres/refusals.ts'
+import {dropHint, hintKey, isSession, takeHint} from './hint.ts'
 
 /** The bounded right to write for one cluster. `signal` aborts when it is over, before another node can have it. */
 export type Lease = {
@@ -52,7 +53,8 @@ export async function withLease<T>(
   signal: AbortSignal,
 ): Promise<T> {
   await using connection = await pool.reserve()
-  const acquired = await acquire(connection, options, signal)
+  const hasSession = await isSession(connection, () => pool.reserve())
+  const acquired = await acquire(connection, {...options, hasSession}, signal)
   const {epoch} = acquired
   // Local and monotonic: a frozen or cut-off holder knows that its time is over without asking anyone.
   const term = {endsAt: acquired.askedAt + options.durationMs}
@@ -93,7 +95,7 @@ async function release(
 ): Promise<void> {
   // The hint first: whoever has it may take a lease from the one who took it without.
   const released = connection`
-    select pg_advisory_unlock(hashtextextended(${hintOf(clusterName)}, 0)),
+    select pg_advisory_unlock(${hintKey(clusterName)}),
       sync_metadata.release_lease(${nodeId}, ${epoch})`.catch(() => undefined)
   const answered = new AbortController()
   await Promise.race([
@@ -121,27 +123,27 @@ export async function fenced<T>(pool: Pool, lease: Lease, write: (tx: Tx) => Pro
   })
 }
 
-type Acquired = {epoch: bigint; askedAt: number; hint: boolean}
+type Acquired = {epoch: bigint; askedAt: number; hint: boolean; hasSession: boolean}
 
 /** Without the hint, a lease must have been free for so long: whoever has the hint is about to take it. */
 const UNHINTED_MS = 1_000
 
 async function acquire(
   connection: Connection,
-  options: LeaseOptions,
+  options: LeaseOptions & {readonly hasSession: boolean},
   signal: AbortSignal,
 ): Promise<Acquired> {
   const since = performance.now()
   let freeSince: number | undefined
   for (;;) {
-    const hint = await takeHint(connection, options.clusterName)
+    const hint = options.hasSession && (await takeHint(connection, options.clusterName))
     const mayTake = hint || (freeSince !== undefined && performance.now() - freeSince >= UNHINTED_MS)
     const askedAt = performance.now() // before the round trip, so that we always expire first
     const [taken] = mayTake
       ? await connection<{epoch: bigint}>`
           select epoch from sync_metadata.acquire_lease(${options.nodeId}, ${options.durationMs}, ${hint})`
       : []
-    if (taken) return {epoch: taken.epoch, askedAt, hint}
+    if (taken) return {epoch: taken.epoch, askedAt, hint, hasSession: options.hasSession}
     // Kept, it would say that the leader is dead, whoever that will be.
     if (hint) await dropHint(connection, options.clusterName)
     const [row] = await connection<{leader_id: string | null; paused: boolean; free: boolean}>`
@@ -156,28 +158,10 @@ async function acquire(
   }
 }
 
-/**
- * Takes the cluster's advisory lock, which a killed leader's connection gives up at once. Only a hint that the lease's
- * holder is dead: what keeps data right is the fence. The leader keeps it until it releases the lease.
- */
-async function takeHint(sql: Sql, clusterName: string): Promise<boolean> {
-  const [row] = await sql<{held: boolean}>`
-    select pg_try_advisory_lock(hashtextextended(${hintOf(clusterName)}, 0)) as held`
-  return row?.held ?? false
-}
-
-async function dropHint(sql: Sql, clusterName: string): Promise<void> {
-  await sql`select pg_advisory_unlock(hashtextextended(${hintOf(clusterName)}, 0))`
-}
-
-function hintOf(clusterName: string): string {
-  return `owsync leader ${clusterName}`
-}
-
 async function keepRenewing(
   connection: Connection,
   options: LeaseOptions,
-  {epoch, hint}: Acquired,
+  {epoch, hint, hasSession}: Acquired,
   term: {endsAt: number},
   signal: AbortSignal,
 ): Promise<void> {
@@ -196,7 +180,7 @@ async function keepRenewing(
     const remaining = AbortSignal.timeout(Math.max(1, Math.floor(term.endsAt - askedAt)))
     const renewed = await Promise.race([
       connection<{hint: boolean}>`
-        select ${hasHint} or pg_try_advisory_lock(hashtextextended(${hintOf(options.clusterName)}, 0)) as hint
+        select ${hasHint || !hasSession} or pg_try_advisory_lock(${hintKey(options.clusterName)}) as hint
         from sync_metadata.renew_lease(${options.nodeId}, ${epoch}, ${options.durationMs})`,
       new Promise<undefined>(resolve => {
         remaining.addEventListener(
