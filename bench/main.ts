@@ -1,5 +1,6 @@
 import {parseArgs} from 'node:util'
 import {isSize, sizes, sourceFile} from './file.ts'
+import {benchApi} from './api.ts'
 import type {Benchmark} from './bench.ts'
 import {benchCommitLatencyRollback, benchCommitLatencyWal} from './commit-latency.ts'
 import {benchFailover} from './failover.ts'
@@ -30,6 +31,7 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
   fleet: benchFleet,
   restore: benchRestore,
   failover: benchFailover,
+  api: benchApi,
 }
 
 const usage = `npm run bench [-- --json] [--runs N] [--size ${Object.keys(sizes).join('|')}] [--server FOLDER] [name…]

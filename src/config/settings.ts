@@ -101,7 +101,11 @@ const api = {
       shownDefault: '9443, for node-b 9444',
     },
   ),
-  apiTokensFile: path('API_TOKENS_FILE', 'Who may use the API: lines of `name scope sha256hex`.'),
+  apiTokensFile: path(
+    'API_TOKENS_FILE',
+    'Who may use the API: lines of `name scope sha256hex`, which `owsync token add` writes.',
+    {shownDefault: 'api-tokens in STATE_DIR'},
+  ),
   apiTlsCertFile: path('API_TLS_CERT_FILE', 'Certificate of the API, as PEM.'),
   apiTlsKeyFile: path('API_TLS_KEY_FILE', 'Private key of the API, as PEM.'),
   apiLocalNetworks: networks(
