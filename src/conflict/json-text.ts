@@ -60,8 +60,27 @@ export function nodeAt(node: JsonNode, path: readonly string[]): JsonNode | unde
 
 /** True when both say the same, however it is spelled: escapes, blanks, `1.0` or `1`, the order of members. */
 export function isSame(one: JsonNode, other: JsonNode): boolean {
-  if (one.kind !== other.kind) return false
-  return textOf(one) === textOf(other) || canonicalJson(one) === canonicalJson(other)
+  if (textOf(one) === textOf(other)) return true
+  const pairs: [JsonNode, JsonNode][] = [[one, other]]
+  for (let pair = pairs.pop(); pair; pair = pairs.pop()) {
+    const [a, b] = pair
+    if (a.kind !== b.kind) return false
+    if (a.kind === 'object') {
+      const [mine, others] = [membersByName(a), membersByName(b)]
+      if (mine.size !== others.size) return false
+      for (const [name, {value}] of mine) {
+        const match = others.get(name)
+        if (!match) return false
+        pairs.push([value, match.value])
+      }
+    } else if (a.kind === 'array') {
+      if (a.items.length !== b.items.length) return false
+      for (const [i, item] of a.items.entries()) pairs.push([item, b.items[i] as JsonNode])
+    } else if (scalarText(a) !== scalarText(b)) {
+      return false
+    }
+  }
+  return true
 }
 
 /** A text that two values share exactly when {@link isSame} holds. */
@@ -87,13 +106,9 @@ export function canonicalJson(node: JsonNode): string {
         for (const item of next.items.toReversed()) left.push(',', item)
         break
       case 'string':
-        out.push(JSON.stringify(stringOf(next)))
-        break
       case 'number':
-        out.push(canonicalNumber(textOf(next)))
-        break
       case 'literal':
-        out.push(textOf(next))
+        out.push(scalarText(next))
     }
   }
   return out.join('')
@@ -243,6 +258,11 @@ function decimalOf(written: string): Decimal | undefined {
   const digits = all.slice(first, last)
   if (digits === '') return {isNegative: false, digits, exponent: 0n}
   return {isNegative, digits, exponent: BigInt(power) + BigInt(whole.length - first)}
+}
+
+function scalarText(node: JsonNode): string {
+  if (node.kind === 'string') return JSON.stringify(stringOf(node))
+  return node.kind === 'number' ? canonicalNumber(textOf(node)) : textOf(node)
 }
 
 function canonicalNumber(written: string): string {

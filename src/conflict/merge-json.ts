@@ -144,6 +144,8 @@ function mergeMembers(
   /** What becomes of each of the source's members: its new text, or `undefined` when it goes. */
   const kept = new Map<string, string | undefined>()
   const added = new Map<string, string>()
+  const otherTexts = memberTexts(target)
+  const separator = separatorOf(target)
   for (const name of new Set([...ours.keys(), ...theirs.keys()])) {
     const [mine, other, before] = [ours, theirs, bases].map(members => members?.get(name)?.value)
     const place = inner(field, name, isUnion)
@@ -157,7 +159,7 @@ function mergeMembers(
       if (!stays) kept.set(name, undefined)
     } else if (other && isKeptAlone('target', other, isUnion ? undefined : before, place)) {
       tally.addLone('target', true)
-      added.set(name, occurrences(target, name))
+      added.set(name, (otherTexts.get(name) ?? []).join(separator))
     } else {
       tally.addLone('target', false)
     }
@@ -278,7 +280,7 @@ export function interleave(ours: readonly string[], theirs: readonly string[]): 
   let anchor: string | undefined
   for (const name of theirs) {
     if (known.has(name)) anchor = name
-    else following.set(anchor, [...(following.get(anchor) ?? []), name])
+    else addTo(following, anchor, name)
   }
   const order: string[] = []
   let waiting = following.get(undefined) ?? []
@@ -371,14 +373,14 @@ function withAdded(
   for (const name of order) {
     const text = added.get(name)
     if (present.has(name)) anchor = name
-    else if (text !== undefined) following.set(anchor, [...(following.get(anchor) ?? []), {text}])
+    else if (text !== undefined) addTo<string | undefined, Piece>(following, anchor, {text})
   }
-  const all = following.get(undefined) ?? []
-  for (const piece of pieces) {
-    all.push(piece)
-    if (piece.name !== undefined) all.push(...(following.get(piece.name) ?? []))
-  }
-  return all
+  return [
+    ...(following.get(undefined) ?? []),
+    ...pieces.flatMap(piece =>
+      piece.name === undefined ? [piece] : [piece, ...(following.get(piece.name) ?? [])],
+    ),
+  ]
 }
 
 /** The source's container with other contents, in the source's manner of separating them. */
@@ -401,19 +403,32 @@ function spliced(source: JsonNode, target: JsonNode, pieces: readonly Piece[]): 
 }
 
 function separatorOf(node: JsonNode): string {
-  const [first, second] = spansOf(node)
+  const parts = node.kind === 'array' ? node.items.slice(0, 2) : node.members.slice(0, 2)
+  const [first, second] = parts.map(spanOf)
   return first && second ? node.text.slice(first.end, second.start) : ', '
 }
 
-function spansOf(node: JsonNode): {readonly start: number; readonly end: number}[] {
-  if (node.kind === 'array') return [...node.items]
-  return node.members.map(({start, value: {end}}) => ({start, end}))
+type Span = {readonly start: number; readonly end: number}
+
+function spansOf(node: JsonNode): Span[] {
+  return node.kind === 'array' ? node.items.map(spanOf) : node.members.map(spanOf)
 }
 
-/** Every member of that name, as the text has them. */
-function occurrences(node: JsonNode, name: string): string {
-  const all = node.members.filter((member: JsonMember) => member.name === name)
-  return all.map(({start, value: {end}}) => node.text.slice(start, end)).join(separatorOf(node))
+function spanOf(part: JsonNode | JsonMember): Span {
+  return {start: part.start, end: 'value' in part ? part.value.end : part.end}
+}
+
+/** The members by name, as the text has them: a name that stands there twice has two. */
+function memberTexts(node: JsonNode): Map<string, string[]> {
+  const texts = new Map<string, string[]>()
+  for (const {name, start, value} of node.members) addTo(texts, name, node.text.slice(start, value.end))
+  return texts
+}
+
+function addTo<K, V>(lists: Map<K, V[]>, key: K, value: V): void {
+  const list = lists.get(key)
+  if (list) list.push(value)
+  else lists.set(key, [value])
 }
 
 function isEqualList(one: readonly string[], other: readonly string[]): boolean {
