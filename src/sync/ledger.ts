@@ -13,7 +13,8 @@ export type LedgerEntry = {
   readonly table: string
   readonly key: string
   readonly type: ConflictType
-  readonly source: LedgerSide
+  /** `undefined`: not known here. */
+  readonly source: LedgerSide | undefined
   readonly target: LedgerSide
   /** What the row holds after it; `undefined` while it is pending. */
   readonly resolved: LedgerSide | undefined
@@ -61,7 +62,7 @@ export async function writeEntries(
     entry => entry.table,
     entry => entry.key,
     entry => entry.type,
-    entry => sideToJson(entry.source),
+    entry => (entry.source === undefined ? null : sideToJson(entry.source)),
     entry => sideToJson(entry.target),
     entry => (entry.resolved === undefined ? null : sideToJson(entry.resolved)),
     entry => entry.strategy,

@@ -1,4 +1,5 @@
 import type {ColumnLayout, TableLayout} from '../core/layout.ts'
+import type {Value} from '../core/value.ts'
 import {fenced, type Lease} from '../cluster/lease.ts'
 import {GenerationMovedError} from '../postgres/refusals.ts'
 import {json, raw, type Pool, type Tx} from '../postgres/sql.ts'
@@ -8,8 +9,10 @@ import {findDeployment, type Deployment} from '../state/deployments.ts'
 import {applyTable} from '../target/apply.ts'
 import {RowEncoder} from '../target/encode.ts'
 import {finishOperation, type Existing, type Operation} from '../target/plan.ts'
+import {lockMarked, type MarkedRow} from '../target/marks.ts'
 import {quote} from '../target/row-sql.ts'
 import type {Candidates} from './candidates.ts'
+import {newConflictId, writeEntries, type LedgerEntry} from './ledger.ts'
 import {withSnapshot} from './snapshot.ts'
 import {clearSpools, Spool} from './spool.ts'
 
@@ -33,6 +36,7 @@ export type TableRepair = {
 }
 
 const SMALL_BYTES = 8 * 1024 * 1024
+const PAGE_ROWS = 200
 
 /**
  * Applies the source's rows again where the target differs, and marks what the source lacks as deleted, in one fenced
@@ -68,6 +72,7 @@ export async function repair(
     if (operations.length > 0)
       await tx`select sync_metadata.evolve_schema(${run.deployment.deploymentId}, ${json(operations)})`
     for (const {spool, candidates, left} of work) {
+      if (candidates !== undefined) await recordUndone(tx, run, spool.layout, candidates, left)
       await applyTable(
         tx,
         run.deployment.schemaName,
@@ -152,6 +157,56 @@ async function requireSameCut(tx: Tx, {schemaName, cutId, clientName}: Deploymen
   const now = await findDeployment(tx, schemaName)
   if (now?.cutId !== cutId)
     throw new GenerationMovedError(`${clientName} was synced while it was being repaired`)
+}
+
+/** Edits that are undone by a repair leave their trace in the ledger, as those do that a rule has decided. */
+async function recordUndone(
+  tx: Tx,
+  {deployment, lease}: RepairRun,
+  layout: TableLayout,
+  candidates: Candidates,
+  left: ReadonlySet<string>,
+): Promise<void> {
+  for (const verdict of ['missing', 'changed', 'hash', 'extra'] as const)
+    for (const keys of candidates.keys(PAGE_ROWS, verdict)) {
+      const marked = await lockMarked(
+        tx,
+        deployment.schemaName,
+        layout,
+        keys.filter(key => !left.has(key)),
+      )
+      await writeEntries(
+        tx,
+        deployment.deploymentId,
+        undefined,
+        marked.map(row => undoneEntry(layout, row, lease.nodeId)),
+      )
+    }
+}
+
+function undoneEntry(layout: TableLayout, {key, target, editedBy}: MarkedRow, by: string): LedgerEntry {
+  const fields = layout.columns.map(({source}, i): [string, Value] => [source, target?.values[i] ?? null])
+  const side =
+    target === undefined
+      ? {digest: undefined, fields: new Map<string, Value>()}
+      : {digest: target.digest.toString('hex'), fields: new Map(fields)}
+  return {
+    conflictId: newConflictId(),
+    table: layout.target,
+    key,
+    type: 'drift',
+    source: undefined,
+    target: side,
+    resolved: undefined,
+    strategy: 'source_wins',
+    rule: 'verify --repair',
+    outcome: 'source',
+    status: 'resolved',
+    isStanding: false,
+    editedBy,
+    resolvedBy: by,
+    notes: 'a repair has made the row the source’s again',
+  }
 }
 
 /** Rows that are the source's again carry no mark of the edit that was undone. */

@@ -200,6 +200,10 @@ test('a mark of a foreign edit is looked at even quickly, and goes with the repa
   await m.verify(name, {quick: true, repair: true})
   const [row] = await m.admin`select title, _sync_edited_by from marked.chat where id = 'id-7'`
   assert.deepEqual(row, {title: 'title 7', _sync_edited_by: null})
+  const [entry] = await m.admin`
+    select record_key, outcome, edited_by, target_data ->> 'title' as title from sync_metadata.conflict_log
+    join sync_metadata.client_deployments d using (deployment_id) where d.client_name = 'marked'`
+  assert.deepEqual(entry, {record_key: 'id-7', outcome: 'source', edited_by: 'postgres', title: 'edited'})
 })
 
 test('a row that the source has changed as well is left to the next sync, and never wrong for good', async () => {
