@@ -253,7 +253,7 @@ begin
   loop
     if v_loading then
       if not v_was then
-        execute format('create trigger _sync_loading before insert or update or delete or truncate on %s
+        execute format('create or replace trigger _sync_loading before insert or update or delete or truncate on %s
           for each statement %s execute function sync_metadata.refuse_edit()', v_table, v_foreign);
       end if;
       continue;
@@ -261,13 +261,13 @@ begin
     if v_was then
       execute format('drop trigger _sync_loading on %s', v_table);
     end if;
-    execute format('create trigger _sync_1_guard before insert or update on %s
+    execute format('create or replace trigger _sync_1_guard before insert or update on %s
       for each row %s execute function sync_metadata.guard_edit()', v_table, v_foreign);
-    execute format('create trigger _sync_2_mark before insert or update or delete on %s
+    execute format('create or replace trigger _sync_2_mark before insert or update or delete on %s
       for each row %s execute function sync_metadata.mark_edit()', v_table, v_foreign);
-    execute format('create trigger _sync_3_announce after insert or update or delete on %s
+    execute format('create or replace trigger _sync_3_announce after insert or update or delete on %s
       for each statement %s execute function sync_metadata.announce_edit()', v_table, v_foreign);
-    execute format('create trigger _sync_truncate before truncate on %s
+    execute format('create or replace trigger _sync_truncate before truncate on %s
       for each statement %s execute function sync_metadata.refuse_edit()', v_table, v_foreign);
   end loop;
 end $$;

@@ -90,7 +90,7 @@ test(
           await using client = await leadingClient(leader, `claw-${++clients}`)
           await using editor = await first(client)
           using session = inSession ? client.session() : undefined
-          const play = new Play(client, editor, strategies, session?.sync ?? client.sync)
+          const play = new Play(client, editor, strategies, options => (session ?? client).sync(options))
           for (const each of steps) await play.take(each)
           await play.settle()
         },
