@@ -5,7 +5,7 @@ import {join} from 'node:path'
 import {newToken} from '../src/api/tokens.ts'
 import type {Notice} from '../src/cluster/election.ts'
 import type {Pool} from '../src/postgres/sql.ts'
-import {startApi, type ApiConfig, type ApiDeps, type RunningApi} from '../src/service/http.ts'
+import {startApi, type ApiConfig, type RunningApi} from '../src/service/http.ts'
 import {silentLog, type Log} from '../src/telemetry/log.ts'
 import {createMetrics, type Metrics} from '../src/telemetry/metrics.ts'
 import {networks} from '../src/config/kinds.ts'
@@ -50,7 +50,6 @@ export type TestApiOptions = {
   readonly config?: Partial<ApiConfig>
   readonly isLeader?: () => boolean
   readonly log?: Log
-  readonly ports?: ApiDeps['ports']
   readonly keepAliveMs?: number
 }
 
@@ -62,7 +61,6 @@ export async function testApi({
   config = {},
   isLeader = () => false,
   log = silentLog,
-  ports,
   keepAliveMs,
 }: TestApiOptions): Promise<TestApi> {
   await using resources = new AsyncDisposableStack()
@@ -92,7 +90,6 @@ export async function testApi({
       },
       log,
       metrics,
-      ...(ports && {ports}),
       ...(keepAliveMs !== undefined && {keepAliveMs}),
     }),
   )
@@ -121,6 +118,7 @@ export function isProblem({status, headers, text, body}: Reply, expected: number
 }
 
 const defaults: Omit<ApiConfig, 'stateDir'> = {
+  conflictResolutionConfig: undefined,
   apiHost: '127.0.0.1',
   apiPort: 0,
   apiTokensFile: undefined,

@@ -1,5 +1,6 @@
 import {z} from 'zod'
-import type {Conflict, WholeConflict} from '../state/conflicts.ts'
+import type {Conflict} from '../state/conflicts.ts'
+import type {ConflictView} from '../sync/resolve.ts'
 import type {ApiPorts} from './ports.ts'
 import {refusals} from './problem.ts'
 import {access, callerOf, type App} from './route.ts'
@@ -78,7 +79,6 @@ export function conflictRoutes(app: App, {conflicts}: ApiPorts): void {
     async request => {
       const {id} = request.params
       if (!(await conflicts.find(id))) throw refusals.noThing('such conflict')
-      if (!conflicts.resolve) throw refusals.notYet('deciding a conflict')
       await conflicts.resolve(id, request.body, callerOf(request))
       return {success: true as const, conflict_id: id}
     },
@@ -98,7 +98,6 @@ export function conflictRoutes(app: App, {conflicts}: ApiPorts): void {
     async request => {
       const {id} = request.params
       if (!(await conflicts.find(id))) throw refusals.noThing('such conflict')
-      if (!conflicts.undo) throw refusals.notYet('taking a decision back')
       await conflicts.undo(id, callerOf(request))
       return {success: true as const, conflict_id: id}
     },
@@ -122,25 +121,15 @@ function conflictBody(conflict: Conflict) {
   }
 }
 
-function wholeBody(conflict: WholeConflict) {
-  const {source_data: source, target_data: target, resolved_data: resolved} = conflict
-  const names = new Set([source, target, resolved].flatMap(side => Object.keys(fieldsOf(side))))
-  const fields = [...names].map(field => {
-    const [inSource, inTarget, inResolved] = [source, target, resolved].map(side => fieldsOf(side)[field])
-    return {
-      field,
-      source: inSource ?? null,
-      target: inTarget ?? null,
-      resolved: inResolved ?? null,
-      differs: JSON.stringify(inSource) !== JSON.stringify(inTarget),
-    }
-  })
-  return {...conflictBody(conflict), source, target, resolved, fields}
-}
-
-/** A side is a row by field, or nothing: the row did not exist there, or is not kept. */
-function fieldsOf(side: unknown): Readonly<Record<string, unknown>> {
-  return typeof side === 'object' && side !== null && !Array.isArray(side)
-    ? (side as Record<string, unknown>)
-    : {}
+function wholeBody({conflict, sides, fields}: ConflictView) {
+  const side = (name: keyof typeof sides) =>
+    sides[name] === 'present' ? Object.fromEntries(fields.map(field => [field.column, field[name]])) : null
+  return {
+    ...conflictBody(conflict),
+    source: side('source'),
+    target: side('target'),
+    resolved: side('resolved'),
+    sides,
+    fields: fields.map(({column, ...values}) => ({field: column, ...values})),
+  }
 }

@@ -1,11 +1,12 @@
 import type {ClusterStatus} from '../state/overview.ts'
-import type {Conflict, ConflictFilter, WholeConflict} from '../state/conflicts.ts'
+import type {Conflict, ConflictFilter} from '../state/conflicts.ts'
 import type {ListedDeployment} from '../state/deployment-list.ts'
 import type {SettingsChange} from '../state/deployment-settings.ts'
 import type {Document} from '../state/documents.ts'
 import type {Job, JobFilter, JobOptions, JobPage, JobType, TableProgress} from '../state/jobs.ts'
 import type {Page} from '../state/page.ts'
 import type {Expected} from '../state/version.ts'
+import type {Choice, ConflictView} from '../sync/resolve.ts'
 import type {Caller} from './tokens.ts'
 
 /** What `GET /health` answers. */
@@ -34,11 +35,6 @@ export type NewDeployment = Omit<SettingsChange, 'sync_enabled'> & {
 
 /** What somebody asks to be done with a client. */
 export type Asked = {readonly syncType: JobType; readonly options?: JobOptions}
-
-/** How a person decides a conflict: one of the two sides, or a row of his own. */
-export type Choice =
-  | {readonly choice: 'source' | 'target'}
-  | {readonly choice: 'row'; readonly row: Readonly<Record<string, unknown>>}
 
 /** One server-sent event. */
 export type FeedEvent = {
@@ -105,11 +101,9 @@ export type ApiPorts = {
       filter: Omit<ConflictFilter, 'schemaName'> & {readonly client?: string},
       page: Page,
     ): Promise<{readonly conflicts: readonly Conflict[]; readonly next: string | null}>
-    find(conflictId: string): Promise<WholeConflict | undefined>
-    /** Absent in a version that cannot. */
-    resolve?(conflictId: string, choice: Choice, caller: Caller): Promise<void>
-    /** Absent in a version that cannot. */
-    undo?(conflictId: string, caller: Caller): Promise<void>
+    find(conflictId: string): Promise<ConflictView | undefined>
+    resolve(conflictId: string, choice: Choice, caller: Caller): Promise<void>
+    undo(conflictId: string, caller: Caller): Promise<void>
   }
   /**
    * Sends events until `signal` aborts: what was missed since `after` when that is known, else a snapshot first.

@@ -141,13 +141,6 @@ export const refusals = {
       next: 'There is nothing to confirm; trigger a sync instead.',
       facts: {client},
     }),
-  notYet: (what: string) =>
-    new RefusedError({
-      code: 'SYNC_NOT_IMPLEMENTED',
-      status: 501,
-      message: `${what} is not part of this version`,
-      next: 'Update openwebui-sync when a version has it.',
-    }),
   tooMany: (what: string) =>
     new RefusedError({
       code: 'SYNC_API_BUSY',
@@ -165,6 +158,10 @@ const statuses: Readonly<Record<string, number>> = {
   SYNC_DATA: 400,
   SYNC_NOT_YOURS: 403,
   SYNC_UNKNOWN_CLIENT: 404,
+  SYNC_CONFLICT_RULES: 400,
+  SYNC_UNKNOWN_CONFLICT: 404,
+  SYNC_CONFLICT_CLOSED: 409,
+  SYNC_CONFLICT_MOVED: 409,
   SYNC_NAME_TAKEN: 409,
   SYNC_STILL_SYNCED: 409,
   SYNC_CANNOT_LEAD: 409,

@@ -326,6 +326,7 @@ export const WholeConflictBody = ConflictBody.extend({
   source: z.unknown(),
   target: z.unknown(),
   resolved: z.unknown(),
+  sides: z.record(z.string(), z.enum(['present', 'absent', 'unknown'])),
   fields: z.array(
     z.object({
       field: z.string(),

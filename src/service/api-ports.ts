@@ -1,17 +1,20 @@
 import type {ApiPorts, DeploymentView} from '../api/ports.ts'
 import {refusals} from '../api/problem.ts'
 import type {Caller} from '../api/tokens.ts'
+import type {Config} from '../config/config.ts'
+import {rulesOf} from '../conflict/rules.ts'
 import {parseClientName} from '../core/client-name.ts'
 import {recordAudit} from '../postgres/audit-log.ts'
 import type {Pool, Sql} from '../postgres/sql.ts'
 import {detachClient, registerClient} from '../state/client-actions.ts'
-import {findConflict, listConflicts} from '../state/conflicts.ts'
+import {listConflicts} from '../state/conflicts.ts'
 import {readDeployments, type ListedDeployment} from '../state/deployment-list.ts'
 import {changeSettings, type Settings, type SettingsChange} from '../state/deployment-settings.ts'
 import {findDeployment, UnknownClientError, type Deployment} from '../state/deployments.ts'
 import type {Document, Documents} from '../state/documents.ts'
 import {cancelJob, enqueue, findJob, listJobs, readProgress} from '../state/jobs.ts'
 import {readCluster} from '../state/overview.ts'
+import {resolveConflict, undoConflict, viewConflict} from '../sync/resolve.ts'
 import type {EventFeed} from './event-feed.ts'
 import type {HealthWatch, NodeView} from './health-watch.ts'
 import {CannotLeadError, LeaderChangedError} from './leadership.ts'
@@ -28,6 +31,7 @@ export type ApiParts = {
   readonly metrics: ApiPorts['metrics']
   /** `DEFAULT_SYNC_INTERVAL`, in seconds. */
   readonly defaultIntervalSeconds: number
+  readonly conflictConfig: Config['conflictResolutionConfig']
   /** `SYNC_QUEUE_SIZE`. */
   readonly mostWaiting: number
 }
@@ -60,7 +64,9 @@ export function apiPorts(parts: ApiParts): ApiPorts {
     conflicts: {
       list: ({client, ...filter}, page) =>
         listConflicts(pool, {...filter, ...(client !== undefined && {schemaName: schemaOf(client)})}, page),
-      find: id => findConflict(pool, id),
+      find: id => viewConflict(pool, id),
+      resolve: (id, choice, caller) => resolveConflict(pool, id, choice, actorOf(caller)),
+      undo: (id, caller) => undoConflict(pool, id, actorOf(caller)),
     },
     events: (after, send, signal) => {
       feed.subscribe(after, send, signal)
@@ -155,7 +161,9 @@ function deploymentPorts(parts: ApiParts): ApiPorts['deployments'] {
       await detachClient(pool, deploymentId, {actor: actorOf(caller), force})
       documents.forget(`deployment.${clientName}`)
     },
-    checkRules: () => undefined,
+    checkRules: rules => {
+      rulesOf(parts.conflictConfig, {name: 'this request', config: {conflict_resolution: rules}})
+    },
   }
 }
 

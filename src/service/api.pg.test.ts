@@ -367,7 +367,8 @@ describe('conflicts', () => {
     const {name, id} = await client()
     const [row] = await host<{conflict_id: string}>`
       insert into sync_metadata.conflict_log (deployment_id, table_name, record_key, conflict_type, source_data, target_data)
-      values (${id}, 'chat', 'c1', 'update_update', '{"id": "c1", "title": "a"}', '{"id": "c1", "title": "b", "new": 1}')
+      values (${id}, 'chat', 'c1', 'update_update', '{"_sync_digest": "00", "id": "c1", "title": "a"}',
+        '{"_sync_digest": "01", "id": "c1", "title": "b", "new": 1}')
       returning conflict_id`
     const list = (await get(`/api/v1/conflicts?client_name=${name}&status=pending`)).body
     assert.deepEqual([list.count, list.conflicts[0].conflict_id, list.next], [1, row!.conflict_id, null])
@@ -379,8 +380,10 @@ describe('conflicts', () => {
       {field: 'new', source: null, target: 1, resolved: null, differs: true},
     ])
     const path = `/api/v1/conflicts/${row!.conflict_id}`
-    isProblem(await send('POST', `${path}/resolve`, {choice: 'source'}), 501, 'SYNC_NOT_IMPLEMENTED')
-    isProblem(await send('POST', `${path}/undo`), 501, 'SYNC_NOT_IMPLEMENTED')
+    assert.deepEqual(body.target, {id: 'c1', title: 'b', new: 1})
+    // Nothing of the client has been synced: there is no row to decide about.
+    isProblem(await send('POST', `${path}/resolve`, {choice: 'source'}), 409, 'SYNC_CONFLICT_MOVED')
+    isProblem(await send('POST', `${path}/undo`), 409, 'SYNC_CONFLICT_MOVED')
     for (const body of [
       {},
       {choice: 'both'},
@@ -409,34 +412,5 @@ describe('conflicts', () => {
       isProblem(await send('POST', `/api/v1/conflicts/${missing}/undo`), 404, 'SYNC_API_NOT_FOUND')
     }
     isProblem(await get('/api/v1/conflicts?cursor=eA'), 400, 'SYNC_USAGE')
-  })
-
-  test('are decided and taken back by the port that can', async () => {
-    const {id} = await client()
-    const [row] = await host<{conflict_id: string}>`
-      insert into sync_metadata.conflict_log (deployment_id, table_name, record_key, conflict_type)
-      values (${id}, 'chat', 'c1', 'drift') returning conflict_id`
-    const asked: unknown[] = []
-    await using able = await testApi({
-      pool: host,
-      cluster: 'host-a',
-      ports: ports => ({
-        ...ports,
-        conflicts: {
-          ...ports.conflicts,
-          resolve: (...args) => Promise.resolve(void asked.push(args)),
-          undo: (...args) => Promise.resolve(void asked.push(args)),
-        },
-      }),
-    })
-    const path = `/api/v1/conflicts/${row!.conflict_id}`
-    const decided = await able.call(`${path}/resolve`, {body: {choice: 'row', row: {id: 1}}})
-    assert.deepEqual(decided.body, {success: true, conflict_id: row!.conflict_id})
-    assert.equal((await able.call(`${path}/undo`, {method: 'POST'})).status, 200)
-    const caller = {name: 'operator', scope: 'operate'}
-    assert.deepEqual(asked, [
-      [row!.conflict_id, {choice: 'row', row: {id: 1}}, caller],
-      [row!.conflict_id, caller],
-    ])
   })
 })

@@ -29,8 +29,6 @@ export type ApiDeps = {
   readonly notices: {on(listener: (what: Notice) => void): Disposable}
   readonly log: Log
   readonly metrics: Metrics
-  /** What a later part can do instead of what is here. */
-  readonly ports?: (ports: ApiPorts) => ApiPorts
   /** How often event streams say that they are alive. */
   readonly keepAliveMs?: number
 }
@@ -49,6 +47,7 @@ export type ApiConfig = Pick<
   | 'heartbeatIntervalMs'
   | 'defaultSyncIntervalMs'
   | 'syncQueueSize'
+  | 'conflictResolutionConfig'
   | 'stateDir'
 >
 
@@ -128,12 +127,13 @@ export async function startApi(deps: ApiDeps): Promise<RunningApi> {
     sizes,
     health: new HealthWatch(pool, node, config.leaseDurationMs),
     metrics: config.enableMetrics ? metricsPort(metrics, node) : undefined,
+    conflictConfig: config.conflictResolutionConfig,
     defaultIntervalSeconds: Math.max(10, Math.round(config.defaultSyncIntervalMs / 1_000)),
     mostWaiting: config.syncQueueSize,
   }
   const ports = apiPorts(parts)
   const app = resources.adopt(
-    await buildApi(deps.ports?.(ports) ?? ports, {
+    await buildApi(ports, {
       tokens: new Tokens(tokensFile(config), log),
       localNetworks: config.apiLocalNetworks,
       hostNames: [hostname(), node.nodeId, node.role, config.apiHost, ...(tls?.names ?? [])],

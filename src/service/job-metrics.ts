@@ -14,7 +14,7 @@ export function countSync(
   metrics: Metrics,
   {result, ms, isApplied}: {readonly result: SyncResult; readonly ms: number; readonly isApplied: boolean},
 ): void {
-  const {client, bytes, lock, conflicts, details} = result
+  const {client, bytes, lock, conflicts, details, decisions} = result
   const status = statusOf(result)
   metrics.syncOperations.inc({client, status})
   metrics.conflictsUnresolved.set({client}, conflicts.pending)
@@ -25,6 +25,11 @@ export function countSync(
   metrics.lockBusy.inc({client}, lock.busy_retries)
   for (const {table, code, rows} of details?.refused ?? [])
     metrics.syncRowsFailed.inc({client, table, error_type: code}, rows)
+  for (const {table, type, strategy, status, count, ms} of decisions ?? []) {
+    metrics.conflictsDetected.inc({client, table, type}, count)
+    if (status === 'resolved') metrics.conflictsResolved.inc({client, strategy}, count)
+    metrics.conflictResolution.observe({strategy}, ms / count / 1_000)
+  }
   if (!isApplied) return
   metrics.syncBytes.inc({client, direction: 'sent'}, bytes)
   for (const {table, upserted, tombstoned} of details?.changes ?? [])

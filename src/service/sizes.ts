@@ -3,6 +3,8 @@ import {readSizes} from '../state/deployment-list.ts'
 import type {Log} from '../telemetry/log.ts'
 
 const FRESH_MS = 60_000
+/** A client that nobody knows the size of is new. */
+const UNKNOWN_MS = 2_000
 
 /** How large the clients' schemas are, as of a minute ago at most: whoever asks does not wait for it. */
 export class Sizes {
@@ -19,7 +21,8 @@ export class Sizes {
 
   /** @returns bytes; `undefined` until they have been looked up. */
   of(schemaName: string): bigint | undefined {
-    if (performance.now() - this.#askedAt > FRESH_MS) {
+    const freshMs = this.#sizes.has(schemaName) ? FRESH_MS : UNKNOWN_MS
+    if (performance.now() - this.#askedAt > freshMs) {
       this.#askedAt = performance.now()
       this.#asking = this.#read()
     }
