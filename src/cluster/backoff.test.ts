@@ -7,7 +7,7 @@ import {
   UnreachableError,
   WrongPasswordError,
 } from '../postgres/sqlstate.ts'
-import {isLockOut, pauseAfter} from './backoff.ts'
+import {isLoginRefused, pauseAfter} from './backoff.ts'
 
 for (const [what, error, pauses] of [
   ['a lost connection is tried again soon', new ConnectionLostError(false), [100, 200, 400, 5_000]],
@@ -50,9 +50,9 @@ test('those who failed together do not come back together', () => {
   )
 })
 
-test('only what every further try makes worse keeps the rest of the process from trying', () => {
-  assert.ok(isLockOut(new WrongPasswordError('db')))
-  assert.ok(isLockOut(new PoolerRefusedError('ECIRCUITBREAKER')))
-  assert.ok(!isLockOut(new PoolerRefusedError('EMAXCONN')))
-  assert.ok(!isLockOut(new UnreachableError('db', 'refused')))
+test('only a refused login keeps the rest of the process from trying', () => {
+  assert.ok(isLoginRefused(new WrongPasswordError('db')))
+  assert.ok(isLoginRefused(new PoolerRefusedError('ECIRCUITBREAKER')))
+  assert.ok(!isLoginRefused(new TooManyConnectionsError()))
+  assert.ok(!isLoginRefused(new UnreachableError('db', 'refused')))
 })

@@ -24,11 +24,9 @@ export function pauseAfter(error: unknown, failures: number, chance = Math.rando
   return Math.round(error instanceof PoolerRefusedError ? Math.max(spread, error.waitMs) : spread)
 }
 
-/** True when the very next try may make it worse, so that nobody else of this process should try meanwhile either. */
-export function isLockOut(error: unknown): boolean {
-  return (
-    error instanceof WrongPasswordError || (error instanceof PoolerRefusedError && error.waitMs >= 60_000)
-  )
+/** True when the login is refused: each try more, also of another pool of this process, can prolong that. */
+export function isLoginRefused(error: unknown): boolean {
+  return error instanceof WrongPasswordError || error instanceof PoolerRefusedError
 }
 
 function pausesOf(error: unknown): Pauses {

@@ -1,6 +1,6 @@
 import {randomUUID} from 'node:crypto'
 import {setTimeout as sleep} from 'node:timers/promises'
-import {isLockOut, pauseAfter} from '../cluster/backoff.ts'
+import {isLoginRefused, pauseAfter} from '../cluster/backoff.ts'
 import {runElection, type ClusterView, type ElectionPorts} from '../cluster/election.ts'
 import type {Lease} from '../cluster/lease.ts'
 import type {Config} from '../config/config.ts'
@@ -77,6 +77,7 @@ export async function runNode(
     }),
   )
   let view: ClusterView | undefined
+  const isAsked = Promise.withResolvers<undefined>()
   const pool = gated(
     resources.use(
       connect(place.endpoint, {
@@ -86,8 +87,9 @@ export async function runNode(
         observer: observePool(metrics, 'api'),
       }),
     ),
-    // While the server must not be asked, nobody of this process asks it.
-    () => (view?.isConnected === false && isLockOut(view.error) ? view.error : undefined),
+    // What the election has met is the news: while the server must not be asked, nobody of this process asks it.
+    isAsked.promise,
+    () => (view?.isConnected === false && isLoginRefused(view.error) ? view.error : undefined),
   )
   const {role, apiHost} = config
   const startedAt = performance.now()
@@ -122,6 +124,7 @@ export async function runNode(
     },
     onView: seen => {
       view = seen
+      isAsked.resolve(undefined)
       noteLeader(seen)
     },
     isGone: (otherId, otherInstance) => hasEnded(config.stateDir, otherId, otherInstance),
@@ -129,7 +132,14 @@ export async function runNode(
   }
   await together(
     signal,
-    signal => runElection(election, ports, signal),
+    async signal => {
+      try {
+        await runElection(election, ports, signal)
+      } finally {
+        // However it ended: nobody must wait for its news for ever.
+        isAsked.resolve(undefined)
+      }
+    },
     signal => watchLeader({pool, config: node.config, nodeId, log, metrics}, signal),
   )
   log.info({}, 'the node has stopped')
@@ -148,19 +158,23 @@ function isFatal(error: unknown): boolean {
   return error instanceof UsageError || error instanceof WrongClusterError
 }
 
-/** @returns `pool`, which asks the server nothing while `refusal` gives a reason; that is thrown then. */
-function gated(pool: Pool, refusal: () => unknown): Pool {
-  const refuse = (): Promise<never> | undefined => {
+/** @returns `pool`, which asks the server nothing before `isOpen` or while `refusal` gives a reason; that is thrown then. */
+function gated(pool: Pool, isOpen: Promise<unknown>, refusal: () => unknown): Pool {
+  const after = async <T>(work: () => Promise<T>): Promise<T> => {
+    await isOpen
     const reason = refusal()
-    return reason instanceof Error ? Promise.reject(reason) : undefined
+    if (reason instanceof Error) throw reason
+    return await work()
   }
   return new Proxy(pool, {
-    apply: (target, self, args: Parameters<Pool>) =>
-      (typeof args[0] === 'string' ? undefined : refuse()) ?? (Reflect.apply(target, self, args) as unknown),
-    get: (target, name) => {
+    apply: (target, self, args: Parameters<Pool>): unknown => {
+      const call = () => Reflect.apply(target, self, args) as unknown
+      return typeof args[0] === 'string' ? call() : after(call as () => Promise<unknown>)
+    },
+    get: (target, name): unknown => {
       const value: unknown = Reflect.get(target, name)
       if (name !== 'begin' && name !== 'reserve') return value
-      return (...args: unknown[]) => refuse() ?? (value as (...args: unknown[]) => unknown)(...args)
+      return (...args: unknown[]) => after(() => (value as (...args: unknown[]) => Promise<unknown>)(...args))
     },
   })
 }
