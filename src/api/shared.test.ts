@@ -5,7 +5,7 @@ import {Shared} from './shared.ts'
 /** Work that a test lets end, run by run. */
 function held() {
   const runs: PromiseWithResolvers<string>[] = []
-  const shared = new Shared((_asked: {readonly of: string}) => {
+  const shared = new Shared<{readonly of: string}, string>(() => {
     const run = Promise.withResolvers<string>()
     runs.push(run)
     return run.promise

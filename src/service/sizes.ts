@@ -3,8 +3,8 @@ import {readSizes} from '../state/deployment-list.ts'
 import type {Log} from '../telemetry/log.ts'
 
 const FRESH_MS = 60_000
-/** A client that nobody knows the size of is new. */
-const UNKNOWN_MS = 2_000
+/** A client that was not there the last time is new. */
+const UNKNOWN_FRESH_MS = 2_000
 
 /** How large the clients' schemas are, as of a minute ago at most: whoever asks does not wait for it. */
 export class Sizes {
@@ -21,12 +21,13 @@ export class Sizes {
 
   /** @returns bytes; `undefined` until they have been looked up. */
   of(schemaName: string): bigint | undefined {
-    const freshMs = this.#sizes.has(schemaName) ? FRESH_MS : UNKNOWN_MS
-    if (performance.now() - this.#askedAt > freshMs) {
-      this.#askedAt = performance.now()
+    const known = this.#sizes.get(schemaName)
+    const now = performance.now()
+    if (now - this.#askedAt > (known === undefined ? UNKNOWN_FRESH_MS : FRESH_MS)) {
+      this.#askedAt = now
       this.#asking = this.#read()
     }
-    return this.#sizes.get(schemaName)
+    return known
   }
 
   /** Resolves when nothing is being read. */
