@@ -116,8 +116,13 @@ export async function passedOverInStage(tx: Tx, schema: string, layout: TableLay
   const rows = await tx<{key: string}>`
     select distinct t._sync_key as key from ${raw(STAGE)} s
     join ${raw(nameOf(schema, layout))} t using (_sync_key) where ${raw(TOUCHED)}`
+  // They are asked for again some at a time, and nothing says yet where which one is.
+  if (rows.length > MANY_ROWS)
+    await tx`${raw(`create index on ${STAGE} (_sync_key); analyze ${STAGE} (_sync_key)`)}`
   return rows.map(({key}) => key)
 }
+
+const MANY_ROWS = 500
 
 /** Keys of a table's rows with a mark or an accepted difference: of those that are asked for, or of all. */
 export async function passedOver(
