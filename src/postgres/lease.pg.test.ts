@@ -235,8 +235,8 @@ describe('each cluster by itself', () => {
     assert.deepEqual(await events(host), [
       {key: 'k', version: 1n, action: 'insert'},
       {key: 'k', version: 2n, action: 'update'},
-      {key: 'deployment.acme', version: 0n, action: 'insert'},
-      {key: 'deployment.acme', version: 0n, action: 'update'},
+      {key: 'deployment.acme', version: 1n, action: 'insert'},
+      {key: 'deployment.acme', version: 2n, action: 'update'},
     ])
     assert.deepEqual(await events(other), [])
   })
