@@ -12,7 +12,7 @@ export type LeadingJobs = AsyncDisposable & {
   readonly metrics: Metrics
   readonly ended: EndedRun[]
   readonly warnings: string[]
-  notice(what: 'jobs' | 'cache'): void
+  notice(what: 'jobs' | 'cache' | 'marks'): void
   /** How `leadJobs` ended. */
   readonly over: Promise<void>
   readonly stop: AbortController
