@@ -162,7 +162,7 @@ async function makeFleet(pool: Pool, folder: string): Promise<Order[]> {
     const sqlitePath = join(folder, name, 'webui.db')
     mkdirSync(join(folder, name))
     copyFileSync(sample, sqlitePath)
-    await registerDeployment(pool, name, sqlitePath)
+    await registerDeployment(pool, name, sqlitePath, 60)
     const found = await findDeployment(pool, name.replaceAll('-', '_'))
     if (found === undefined) throw new Error(`${name} is not registered`)
     const {deploymentId, clientName, schemaName} = found

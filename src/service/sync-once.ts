@@ -59,7 +59,7 @@ export async function syncOnce(
   const client = {name, schema, sqlite}
   if (request.dryRun && sqlite !== undefined && (await findDeployment(pool, schema)) === undefined)
     return await dryRunOf({...client, sqlite}, pool, config, request, signal)
-  const deployment = await resolveDeployment(pool, client, signal)
+  const deployment = await resolveDeployment(pool, config, client, signal)
   const path = sqlite ?? deployment.sqlitePath
   if (path === null)
     throw new UsageError(`${deployment.clientName} has no SQLite file yet`, 'Give it with --sqlite FILE.')
@@ -166,6 +166,7 @@ export function limitsOf(config: Config): SyncRun['limits'] {
 
 async function resolveDeployment(
   pool: Pool,
+  {defaultSyncIntervalMs}: Config,
   client: {readonly name: string; readonly schema: string; readonly sqlite: string | undefined},
   signal: AbortSignal,
 ): Promise<Deployment> {
@@ -177,7 +178,8 @@ async function resolveDeployment(
   }
   if (known === undefined) await requireReadable(client.sqlite, signal)
   // For a known client this checks that the two names really are one.
-  await registerDeployment(pool, client.name, known?.sqlitePath ?? (await realpath(client.sqlite)))
+  const path = known?.sqlitePath ?? (await realpath(client.sqlite))
+  await registerDeployment(pool, client.name, path, Math.round(defaultSyncIntervalMs / 1_000))
   return (await findDeployment(pool, client.schema)) as Deployment
 }
 

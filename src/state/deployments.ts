@@ -87,9 +87,15 @@ export async function saveSourceSchema(
     from sync_metadata.source_schemas where deployment_id = ${deploymentId}`
 }
 
-/** Registers a client with its file; an already registered one keeps its settings, but for a path that is given. */
-export async function registerDeployment(sql: Sql, clientName: string, sqlitePath: string): Promise<void> {
-  await sql`select sync_metadata.register_deployment(${clientName}, ${json({sqlite_path: sqlitePath})})`
+/** Registers a client with its file, to be synced every so many seconds; one that is known keeps its settings. */
+export async function registerDeployment(
+  sql: Sql,
+  clientName: string,
+  sqlitePath: string,
+  intervalSeconds: number,
+): Promise<void> {
+  const settings = {sqlite_path: sqlitePath, sync_interval: intervalSeconds}
+  await sql`select sync_metadata.register_deployment(${clientName}, ${json(settings)})`
 }
 
 /** Remembers where the source is now. */
