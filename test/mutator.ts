@@ -59,6 +59,9 @@ export function makeFile(
 export function mutate(file: string, chance: Chance, transactions = 3): void {
   mutateRows(file, chance, transactions)
   if (chance.below(15) === 0) addColumn(file, chance)
+  // Whatever was taken back or changed nothing: something has changed.
+  using db = open(file)
+  chance.pick(inserts)(db, chance)
 }
 
 /** Adds a column, as an app's upgrade does. */

@@ -434,7 +434,8 @@ test('rows that somebody has edited are counted', async () => {
   await endOf(leader, await askFor(leader, client))
   await jobs[Symbol.asyncDispose]()
   for (const {target} of (await client.schema()).tables)
-    await leader.admin`update ${leader.admin(schemaOf(client), target)} set _sync_edited_by = 'somebody'`
+    await leader.admin
+      .tamper`update ${leader.admin(schemaOf(client), target)} set _sync_edited_by = 'somebody'`
   const {deploymentId} = await client.deployment()
   assert.ok(((await countMarks(leader.host, [deploymentId])).get(deploymentId) ?? 0n) > 0n)
   const lines: unknown[] = []

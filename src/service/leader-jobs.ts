@@ -3,6 +3,7 @@ import {setTimeout as sleep} from 'node:timers/promises'
 import type {Notice} from '../cluster/election.ts'
 import {fenced, type Lease} from '../cluster/lease.ts'
 import type {Config} from '../config/config.ts'
+import {rulesOf} from '../conflict/rules.ts'
 import {backoffMs} from '../core/backoff.ts'
 import {Bell} from '../core/bell.ts'
 import {UsageError} from '../core/errors.ts'
@@ -187,7 +188,11 @@ class Leading implements AsyncDisposable {
       loop('retention', new Bell(), async () => {
         await purge(
           {pool, log, entries: this.#entries},
-          {everyMs: retentionMs, tombstonesMs: config.tombstoneRetentionMs},
+          {
+            everyMs: retentionMs,
+            tombstonesMs: config.tombstoneRetentionMs,
+            snapshotDays: rulesOf(config.conflictResolutionConfig).resolutionLog.retentionDays,
+          },
           this.#signal,
         )
         return Math.min(retentionMs, 3_600_000)

@@ -9,6 +9,9 @@ type Upkeep = {
   readonly entries: ReadonlyMap<string, Entry>
 }
 
+/** How often things are removed, and how old they are then. */
+type Retention = {readonly everyMs: number; readonly tombstonesMs: number; readonly snapshotDays: number}
+
 /** Counts the rows of each target that somebody has edited: a notice of them may have been lost. */
 export async function pollMarks({pool, log, entries}: Upkeep): Promise<void> {
   const loaded = [...entries.values()].filter(({place}) => place.generation > 0n)
@@ -27,11 +30,11 @@ export async function pollMarks({pool, log, entries}: Upkeep): Promise<void> {
 /** Removes what need not be kept, when that has not been done for `everyMs`. */
 export async function purge(
   {pool, log, entries}: Upkeep,
-  {everyMs, tombstonesMs}: {readonly everyMs: number; readonly tombstonesMs: number},
+  {everyMs, tombstonesMs, snapshotDays}: Retention,
   signal: AbortSignal,
 ): Promise<void> {
   if (!(await claimRetention(pool, everyMs))) return
-  const jobs = await purgeHistory(pool)
+  const jobs = await purgeHistory(pool, snapshotDays)
   let tombstones = 0n
   for (const {place} of [...entries.values()]) {
     signal.throwIfAborted()

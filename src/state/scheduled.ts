@@ -85,9 +85,14 @@ export async function claimRetention(sql: Sql, everyMs: number): Promise<boolean
   return rows.length > 0
 }
 
-/** Removes finished jobs, seen events and what belongs to them. @returns how many jobs. */
-export async function purgeHistory(sql: Sql): Promise<bigint> {
-  const [row] = await sql<{jobs: bigint}>`select jobs from sync_metadata.purge_history()`
+/**
+ * Removes finished jobs, seen events, what belongs to them, and the rows that decided conflicts of so many days ago show.
+ *
+ * @returns how many jobs.
+ */
+export async function purgeHistory(sql: Sql, snapshotDays: number): Promise<bigint> {
+  const [row] = await sql<{jobs: bigint}>`
+    select jobs from sync_metadata.purge_history(p_snapshots => ${snapshotDays}::int * interval '1 day')`
   return row?.jobs ?? 0n
 }
 
