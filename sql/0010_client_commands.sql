@@ -93,8 +93,8 @@ begin
     raise exception 'there is no table %', coalesce(quote_literal(left(p_table, 80)), 'null') using errcode = 'OS006',
       hint = 'Give it as it is called in Postgres; `owsync client status --count` lists the tables.';
   end if;
-  execute format('select _sync_deleted_at is null, _sync_edited_by is not null from %s where _sync_key = $1 for update',
-    v_table) into v_lives, v_edited using p_key;
+  execute format('select _sync_deleted_at is null, _sync_edited_by is not null or _sync_diverged is not null
+    from %s where _sync_key = $1 for update', v_table) into v_lives, v_edited using p_key;
   if v_lives then
     raise exception 'the row still exists in the source' using errcode = 'OS006',
       hint = 'Delete it in Open WebUI, let that be synced, and erase it then.';

@@ -20,6 +20,7 @@ const run = promisify(execFile)
 const leftOut = new Map([
   ['./owsync demo --once', 'test/scenarios/demo.pg.test.ts runs it'],
   ['./owsync demo', 'test/scenarios/demo.pg.test.ts runs it'],
+  ['ROLE=node-a ./owsync node', 'test/scenarios/leader-lost.pg.test.ts runs nodes'],
   ['npm cit', 'runs this test'],
   ['npm run check', '.ci/run runs it'],
   ['npm run torture', 'takes as long as it is given'],
