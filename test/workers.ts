@@ -71,7 +71,10 @@ async function heldUp(tx: Tx): Promise<void> {
   for (;;) {
     const [row] = await tx<{isHeldUp: boolean}>`
       select exists (
-        select from pg_locks where not granted and transactionid = pg_current_xact_id()::xid) as "isHeldUp"`
+        select from pg_locks l join pg_stat_activity a using (pid)
+        where not l.granted and l.transactionid = pg_current_xact_id()::xid
+          -- A worker's, not the leader's own.
+          and a.application_name like 'owsync/%/%') as "isHeldUp"`
     if (row?.isHeldUp === true) return
     if (performance.now() > deadline) throw new Error('no sync came to its commit')
     await sleep(10)

@@ -91,7 +91,7 @@ for (const strategy of ['source_wins', 'target_wins'] as const)
     await syncing
     await session.sync({conflictConfig, marks: true})
 
-    assert.ok(edits > 50 && syncs > 5, `${edits} edits, ${syncs} syncs, ${retried} tried again`)
+    assert.ok(edits > 50 && syncs > 1, `${edits} edits, ${syncs} syncs, ${retried} tried again`)
     const stored = await leader.admin<{id: number; v: string; mark: boolean}>`
       ${raw(`select id::int as id, v, _sync_edited_by is not null as mark from ${schema}.note`)}`
     const ledger = await leader.admin<{key: string; target: string}>`
