@@ -3,7 +3,6 @@ import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {expect} from 'vitest'
 import {urlOf} from '../src/net/endpoint.ts'
-import type {Tx} from '../src/postgres/sql.ts'
 import {Workers, type WorkersOptions} from '../src/service/workers.ts'
 import type {Order} from '../src/service/worker-messages.ts'
 import {silentLog} from '../src/telemetry/log.ts'
@@ -62,20 +61,18 @@ export async function holdingUp<T>(
 ): Promise<T> {
   return await leader.admin.begin(async tx => {
     await tx`select from sync_metadata.client_deployments where client_name = ${name} for no key update`
-    return await work(() => heldUp(tx))
+    return await work(() => heldUp(leader))
   })
 }
 
-async function heldUp(tx: Tx): Promise<void> {
+/** Waits until a worker waits for a lock: those of the leader itself, which may wait too, do not count. */
+async function heldUp({admin}: LeadingHost): Promise<void> {
   const deadline = performance.now() + 60_000
   for (;;) {
-    const [row] = await tx<{isHeldUp: boolean}>`
-      select exists (
-        select from pg_locks l join pg_stat_activity a using (pid)
-        where not l.granted and l.transactionid = pg_current_xact_id()::xid
-          -- A worker's, not the leader's own.
-          and a.application_name like 'owsync/%/%') as "isHeldUp"`
-    if (row?.isHeldUp === true) return
+    const held = await admin`
+      select from pg_stat_activity
+      where datname = current_database() and application_name like 'owsync/%/%' and wait_event_type = 'Lock'`
+    if (held.length > 0) return
     if (performance.now() > deadline) throw new Error('no sync came to its commit')
     await sleep(10)
   }

@@ -74,7 +74,10 @@ describe('where a node leads, a sync that is asked for on the command line', () 
     mutate(moved, chance)
     const result = await sync(client, {sqlite: moved, accept: true})
     assert.deepEqual([result.status, result.generation], ['success', 2n])
-    assert.equal((await client.deployment()).sqlitePath, moved)
+    // The leader keeps it once it has heard that the cut is committed.
+    await until('the file to be kept', async () =>
+      (await client.deployment()).sqlitePath === moved ? true : undefined,
+    )
     await mirrors(client, moved)
     rmSync(moved)
   })
@@ -137,6 +140,13 @@ describe('where a node leads, a sync that is asked for on the command line', () 
       await isHeld()
       stop.abort(new Error('the person has gone'))
       await assert.rejects(given, /the person has gone/)
+      // Let go before the worker is stopped, the cut would be committed after all.
+      await until('the worker to be stopped', async () => {
+        const waiting = await leader.admin`
+          select from pg_stat_activity where datname = current_database()
+            and application_name like 'owsync/%/%' and wait_event_type = 'Lock'`
+        return waiting.length === 0 ? true : undefined
+      })
     })
     const [left] = await jobsOf(leader, client)
     assert.equal(left!.status, 'cancelled')

@@ -207,6 +207,8 @@ test('the size of the database is told when it nears what it may be', async () =
       values.map(({labels}) => labels),
       [{client: 'acme'}],
     )
+    // Whoever ends between sending and noting it has it sent once more.
+    await running.looks(2)
   }
   await using _ = watching({config: {...config, ...webhook, dbSizeLimitBytes: 1e15}})
   await becomes(['raised target_size', 'recovered target_size'])
