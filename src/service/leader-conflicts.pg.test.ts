@@ -45,8 +45,8 @@ test('an edit is met by the leader without being asked, waits for a person, and 
   assert.equal(await valueOf(jobs.metrics, 'conflicts_unresolved', {client: 'edited-1'}), 1)
 
   const path = `/api/v1/conflicts/${conflict.conflict_id}`
-  const {body} = await api.call(path)
-  assert.deepEqual((body as {fields: unknown[]}).fields, [
+  const seen = (await api.call(path)).body as {fields: unknown[]}
+  assert.deepEqual(seen.fields, [
     {field: 'v', source: 'source', target: 'edited', resolved: null, differs: true},
   ])
   const decided = await api.call(`${path}/resolve`, {body: {choice: 'source'}})
