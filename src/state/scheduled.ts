@@ -52,7 +52,13 @@ export async function saveChecks(sql: Sql, checks: readonly Check[]): Promise<vo
       source_version = coalesce(c.version, d.source_version),
       behind_since = clock_timestamp() - c.behind * interval '1 millisecond',
       next_sync_at = clock_timestamp() + c.due * interval '1 millisecond',
-      last_sync_status = case when c.fresh is null or d.generation = 0 then d.last_sync_status else 'success' end
+      -- What was found before a sync failed is no news after it.
+      last_sync_status = case when c.fresh is null or d.generation = 0 or exists (
+          select from sync_metadata.sync_jobs j
+          where j.deployment_id = d.deployment_id and j.status = 'failed'
+            and j.created_at > clock_timestamp() - interval '1 day'
+            and j.finished_at > clock_timestamp() - c.fresh * interval '1 millisecond')
+        then d.last_sync_status else 'success' end
     from unnest(${checks.map(check => check.deploymentId)}::uuid[], ${checks.map(check => check.freshMs)}::float8[],
       ${checks.map(check => check.sourceVersion)}::text[], ${checks.map(check => check.behindMs)}::float8[],
       ${checks.map(check => check.dueInMs)}::float8[]) as c (id, fresh, version, behind, due)
