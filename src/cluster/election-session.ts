@@ -259,6 +259,7 @@ export class ElectionSession {
       for (let slice = 0; slice * SLICE_MS < withinMs; slice++) await sleep(SLICE_MS, undefined, {signal})
       throw new ConnectionLostError(true, {cause: new Error(`no answer within ${withinMs} ms`)})
     })()
+    // The race tells of whichever fails first; the other one has nobody to tell.
     silence.catch(() => undefined)
     work.catch(() => undefined)
     try {

@@ -153,6 +153,7 @@ class Election {
       'the election has no connection to Postgres',
     )
     this.#show({isConnected: false, error, triesAt: performance.now() + pauseMs})
+    // A stop cuts it short, and is met by the loop.
     await sleep(pauseMs, undefined, {signal}).catch(() => undefined)
   }
 

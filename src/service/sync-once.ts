@@ -151,6 +151,9 @@ async function byLeader(
   )
   if (job === undefined) return undefined
   const result = job.result as Omit<SyncResult, 'generation'> & {readonly generation: number}
+  // The leader keeps it too, once it has heard of the cut; it may not live so long.
+  if (sqlite !== undefined && !dryRun && result.status === 'success' && sqlite !== sqlitePath)
+    await moveSource(pool, deploymentId, sqlite)
   return {...result, generation: BigInt(result.generation)}
 }
 
