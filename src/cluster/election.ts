@@ -179,14 +179,18 @@ class Election {
       if (this.#leading !== undefined) await this.#renew(session)
       await session.introduce(() => this.#connect(signal))
       onConnected()
-      if (!session.isSession)
-        this.#log.warn(
-          {},
-          'Postgres is behind a transaction pooler: a killed leader is noticed when its lease ends',
-        )
+      let isWarned = false
       // Whatever was announced while nobody listened.
       this.#ports.onNotice('connected')
       while (!signal.aborted) {
+        // It may look like a session at first.
+        if (!session.isSession && !isWarned) {
+          this.#log.warn(
+            {},
+            'Postgres is behind a transaction pooler: a killed leader is noticed when its lease ends',
+          )
+          isWarned = true
+        }
         await this.#pause(await this.#turn(session), signal)
         if (connection.lost.aborted) throw connection.lost.reason
       }

@@ -33,6 +33,9 @@ export async function endHintHolders(sql: Sql, clusterName: string): Promise<voi
       and ((l.classid::bigint << 32) | l.objid::bigint) = ${hintKey(clusterName)}`
 }
 
+/** So often a pooler is given the chance to show itself: one time it may look like a server by accident. */
+const ROUNDS = 5
+
 /**
  * Whether this connection is one session all the while: not behind a pooler that gives every transaction another one.
  *
@@ -48,11 +51,16 @@ export async function isSession(
   // A pooler makes up the number that it tells; a server tells its own.
   if (first?.pid === connection.pid) return true
   await using other = await another()
-  // Between two transactions of ours our session would be anyone's: the pooler gives out the one used last.
-  return await other.begin(async tx => {
-    const [theirs] = await tx<{mark: string | null}>`select current_setting('owsync.session', true) as mark`
-    const [again] = await connection<{pid: number; mark: string | null}>`
-      select pg_backend_pid() as pid, current_setting('owsync.session', true) as mark`
-    return theirs?.mark !== mark && again?.pid === first?.pid && again?.mark === mark
-  })
+  for (let round = 0; round < ROUNDS; round++) {
+    // Between two transactions of ours our session would be anyone's: the pooler gives out the one used last, which is
+    // ours unless a third one comes between.
+    const isOurs = await other.begin(async tx => {
+      const [theirs] = await tx<{mark: string | null}>`select current_setting('owsync.session', true) as mark`
+      const [again] = await connection<{pid: number; mark: string | null}>`
+        select pg_backend_pid() as pid, current_setting('owsync.session', true) as mark`
+      return theirs?.mark !== mark && again?.pid === first?.pid && again?.mark === mark
+    })
+    if (!isOurs) return false
+  }
+  return true
 }

@@ -14,6 +14,7 @@ import {
   type NodeProcess,
 } from '../nodes.ts'
 import {testSite} from '../site.ts'
+import type {Sql} from '../../src/postgres/sql.ts'
 
 // A pooler between the nodes and Postgres, as Supabase has one. In transaction mode there are no sessions: no LISTEN, and
 // an advisory lock stays with a connection that others use next.
@@ -36,12 +37,16 @@ describe.skipIf(noBouncer !== undefined)('PgBouncer', () => {
       try {
         const first = await leaderOf(site, both())
         await isSynced(site.db, client)
-        const saysSo = both().map(({log}) => log.some(({msg}) => msg.includes('transaction pooler')))
-        assert.deepEqual(saysSo, [mode === 'transaction', mode === 'transaction'])
+        const saysSo = () => both().map(({log}) => log.some(({msg}) => msg.includes('transaction pooler')))
+        const isPooled = mode === 'transaction'
+        // The node that does not lead may have been slower to connect.
+        await expect.poll(() => beatingNodes(site.db), patient).toBe(2)
+        await expect.poll(saysSo, patient).toEqual([isPooled, isPooled])
         // Nobody is taken for dead because of a lock that a shared session has kept.
         const epoch = await epochOf(site.db)
         await isSynced(site.db, client, 3n)
         assert.equal(await epochOf(site.db), epoch)
+        assert.deepEqual(saysSo(), [isPooled, isPooled])
 
         first.killAll('SIGKILL')
         const second = other(first)
@@ -74,3 +79,10 @@ describe.skipIf(noBouncer !== undefined)('PgBouncer', () => {
     })
   }
 })
+
+async function beatingNodes(sql: Sql): Promise<number> {
+  const [row] = await sql<{
+    nodes: number
+  }>`select count(last_heartbeat)::integer as nodes from sync_metadata.sync_nodes`
+  return row?.nodes ?? 0
+}
