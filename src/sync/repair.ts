@@ -14,6 +14,7 @@ import {quote} from '../target/row-sql.ts'
 import type {Candidates} from './candidates.ts'
 import {newConflictId, writeEntries, type LedgerEntry} from './ledger.ts'
 import {withSnapshot} from './snapshot.ts'
+import {Sidecar} from './sidecar.ts'
 import {clearSpools, Spool} from './spool.ts'
 
 export type RepairRun = {
@@ -42,7 +43,7 @@ const PAGE_ROWS = 200
  * Applies the source's rows again where the target differs, and marks what the source lacks as deleted, in one fenced
  * transaction. The cut stays the same one: the next sync finds nothing new because of it. So a row that the source has
  * changed since that cut is left to the next sync: put right here, it would be wrong for good if the source then went
- * back to what the cut knows.
+ * back to what the cut knows. Where a whole table is put right, the next sync compares all rows with the target instead.
  *
  * @returns how many differences it has put right.
  * @throws {GenerationMovedError} when somebody applied another cut since `deployment` was read.
@@ -65,6 +66,10 @@ export async function repair(
   })
   const work = changes.filter(({spool}) => spool.count > 0 || spool.tombstones.length > 0)
   if (operations.length === 0 && work.length === 0) return 0
+  // Of a whole table the rows are applied as they are now: what the sidecar knows of them is of the cut, and must not
+  // hide that the source goes back to it. The next sync compares with the target.
+  if (tables.some(({candidates}) => candidates === undefined))
+    Sidecar.remove(run.stateDir, run.deployment.deploymentId)
 
   await fenced(run.pool, run.lease, async tx => {
     await tx`select set_config('statement_timeout', ${`${run.statementTimeoutMs}ms`}, true)`
@@ -72,7 +77,8 @@ export async function repair(
     if (operations.length > 0)
       await tx`select sync_metadata.evolve_schema(${run.deployment.deploymentId}, ${json(operations)})`
     for (const {spool, candidates, left} of work) {
-      if (candidates !== undefined) await recordUndone(tx, run, spool.layout, candidates, left)
+      if (candidates === undefined) await forgetHashes(tx, run.deployment.schemaName, spool.layout)
+      else await recordUndone(tx, run, spool.layout, candidates, left)
       await applyTable(
         tx,
         run.deployment.schemaName,
@@ -157,6 +163,11 @@ async function requireSameCut(tx: Tx, {schemaName, cutId, clientName}: Deploymen
   const now = await findDeployment(tx, schemaName)
   if (now?.cutId !== cutId)
     throw new GenerationMovedError(`${clientName} was synced while it was being repaired`)
+}
+
+/** A row that the source lacks at the moment has lost values with the structure, too: its hash must not say otherwise. */
+async function forgetHashes(tx: Tx, schemaName: string, {target}: TableLayout): Promise<void> {
+  await tx`update ${tx(schemaName, target)} set _sync_hash = null where _sync_deleted_at is null`
 }
 
 /** Edits that are undone by a repair leave their trace in the ledger, as those do that a rule has decided. */

@@ -223,6 +223,26 @@ test('a row that the source has changed as well is left to the next sync, and ne
   await equal(name)
 })
 
+test('nor is one of a table whose structure was repaired, changed, added or deleted meanwhile', async () => {
+  const name = await client('rebuilt')
+  await m.admin.tamper`alter table rebuilt.chat drop column title cascade`
+  m.source(name, db => {
+    db.exec(`
+      update chat set title = 'changed' where id = 'id-7';
+      insert into chat (id, title) values ('brief', 'x');
+      delete from chat where id = 'id-8'`)
+  })
+  assert.equal((await m.verify(name, {repair: true})).repaired, 1)
+  m.source(name, db => {
+    db.exec(`
+      update chat set title = 'title 7' where id = 'id-7';
+      delete from chat where id = 'brief';
+      insert into chat values ('id-8', 'title 8', '{"n": 8}', 8)`)
+  })
+  await m.sync(name)
+  await equal(name)
+})
+
 test('accepted differences are counted and no differences; without their mark they are', async () => {
   const name = await client('accepted')
   await m.admin
