@@ -265,9 +265,15 @@ export class Pace {
       this.#owedMs = rest >= 1 ? 0 : Math.max(0, this.#owedMs - idleMs)
     }
     const refused = this.#source.busyRetries
-    const result = await whenFree(this.#source, read, this.#signal)
+    let since = 0
+    const timed = () => {
+      since = performance.now()
+      return read()
+    }
+    const result = await whenFree(this.#source, timed, this.#signal)
     this.#restMs = nextRest(this.#restMs, this.#source.busyRetries > refused)
-    this.#endedAt = performance.now()
+    // What was done with the rows after the lock was let go has been the app's time already.
+    this.#endedAt = since + result.holdMs
     this.#owedMs += result.holdMs / 2
     if (this.#lockBudgetMs !== undefined) this.maxHoldMs = Math.max(this.maxHoldMs, result.holdMs)
     return result
