@@ -2,7 +2,7 @@ import {DigestSums} from '../core/digest-sums.ts'
 import {LONGEST_KEY_BYTES} from '../core/canonical.ts'
 import type {ColumnLayout, TableLayout} from '../core/layout.ts'
 import {raw, type Sql, type Tx} from '../postgres/sql.ts'
-import {digestSql, quote, withPlainText} from './row-sql.ts'
+import {digestSql, KEPT_APART, quote, withPlainText} from './row-sql.ts'
 import {TupleReader} from './tuples.ts'
 import {canonicalSql, literal} from './type-map.ts'
 
@@ -147,8 +147,7 @@ export async function columnHashes(
 }
 
 /**
- * Rows with their digests, each computed once (`offset 0` keeps the planner from copying the expression into every
- * place that uses it). Of a row whose difference was accepted it is the source's that counts, if the source has one.
+ * Rows with their digests, each computed once (the planner must not copy the expression into every place that uses it). Of a row whose difference was accepted it is the source's that counts, if the source has one.
  */
 function places(schema: string, table: TableLayout, from: DigestSource): string {
   const where = '_sync_deleted_at is null or _sync_diverged is not null'
@@ -162,9 +161,9 @@ function places(schema: string, table: TableLayout, from: DigestSource): string 
       select _sync_key as key, ${digestExpression(layout, from)} as digest, _sync_hash as hash,
         _sync_diverged is not null as accepted, ${hasKeySql(layout)} as has_key
       from ${rows}
-      offset 0
+      ${KEPT_APART}
     ) as digests
-    offset 0
+    ${KEPT_APART}
   ) as places`
 }
 

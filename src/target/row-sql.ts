@@ -25,6 +25,12 @@ export function digestSql(table: TableLayout): string {
 }
 
 /**
+ * Ends a subquery that the planner must compute as it stands. Typed, it is a constant from the start, and the planner
+ * sees that it limits nothing: an untyped zero would forbid parallel workers.
+ */
+export const KEPT_APART = "offset bigint '0'"
+
+/**
  * @returns SQL for the rows of a client table whose json is turned into text once, instead of wherever it is used, and
  * the layout that reads them. `where` limits the rows.
  */
@@ -46,8 +52,8 @@ export function withPlainText(
     '_sync_raw',
   ]
   return {
-    // `offset 0` keeps the planner from putting the casts back into every place.
-    from: `(select ${[...bookkeeping, ...columns].join(', ')} from ${quote(schema)}.${quote(table.target)} where ${where} offset 0) as rows`,
+    // So that the planner does not put the casts back into every place.
+    from: `(select ${[...bookkeeping, ...columns].join(', ')} from ${quote(schema)}.${quote(table.target)} where ${where} ${KEPT_APART}) as rows`,
     layout: {
       ...table,
       columns: table.columns.map(c =>
