@@ -125,6 +125,20 @@ describe('the digest of a row', () => {
     assert.equal(digestOf('').toString('hex'), 'e3b0c44298fc1c149afbf4c8996fb924')
   })
 
+  test('is the same function of a text of any length', () => {
+    const long = 'grün €'.repeat(200_000)
+    const bytes = Buffer.byteLength(long)
+    const whole = `1:ai1;1:bt${bytes}:${long}1:ct1:x1:dt${bytes}:${long}`
+    const row = [
+      ['a', 1n],
+      ['b', long],
+      ['c', 'x'],
+      ['d', long],
+    ] as const
+    assert.equal(digest(row), hash('sha256', whole).slice(0, 32))
+    assert.equal(digest(row, true, '~i7;'), hash('sha256', `~i7;${whole}`).slice(0, 32))
+  })
+
   test('is another one for every other row', () => {
     fc.assert(
       fc.property(fc.array(row, {maxLength: 30}), rows => {

@@ -1,4 +1,4 @@
-import {hash} from 'node:crypto'
+import {createHash, hash, type Hash} from 'node:crypto'
 import {RawText, type Value} from './value.ts'
 
 // The canonical encoding of values, rows and keys: docs/concepts.md, "Canonical form". The same text is
@@ -59,13 +59,23 @@ export function rowDigester(columns: readonly string[], withKey: boolean): RowDi
   const prefixes = ordered.map(columnPrefix)
   return (values, key) => {
     let text = withKey ? key : ''
+    let before: Hash | undefined
     for (let i = 0; i < positions.length; i++) {
       const value = values[positions[i] as number] as Value
-      if (value !== null) text += (prefixes[i] as string) + canonical(value)
+      if (value === null) continue
+      text += prefixes[i] as string
+      if (typeof value === 'string' && value.length > LONG_TEXT) {
+        // Not copied once more: it may have megabytes.
+        before ??= createHash('sha256')
+        before.update(`${text}t${Buffer.byteLength(value)}:`).update(value)
+        text = ''
+      } else text += canonical(value)
     }
-    return digestOf(text)
+    return before === undefined ? digestOf(text) : before.update(text).digest().subarray(0, DIGEST_BYTES)
   }
 }
+
+const LONG_TEXT = 512 * 1024
 
 /** @returns the names in the order of the canonical form: by their UTF-8 bytes. */
 export function canonicalOrder(columns: readonly string[]): string[] {

@@ -1,6 +1,7 @@
 import {setImmediate as breathe} from 'node:timers/promises'
 import {DatabaseSync} from 'node:sqlite'
 import {DigestSums} from '../core/digest-sums.ts'
+import {LargeGarbage} from '../core/garbage.ts'
 import type {TableLayout} from '../core/layout.ts'
 import {ident, introspect} from '../source/introspect.ts'
 import {errcode} from '../source/open.ts'
@@ -52,11 +53,17 @@ export async function checkFile(
     const key = layout.key.every(name => names.has(name)) ? layout.key : []
     const read = new DigestSums()
     const reader = new TableReader(db, {...spec, columns, key, keyedBy: layout.keyedBy})
+    const garbage = new LargeGarbage()
     let position: Position | undefined
     do {
       await breathe(undefined, {signal})
       const page = reader.page(position, BUDGET)
-      for (const row of page.rows) read.add(row.digest)
+      for (const {digest, values} of page.rows) {
+        read.add(digest)
+        values.length = 0
+      }
+      garbage.note(page.bytes)
+      garbage.sweep()
       position = page.next
     } while (position !== undefined)
     if (read.rows !== sums.rows)

@@ -1,4 +1,5 @@
 import {setImmediate as breathe, setTimeout as sleep} from 'node:timers/promises'
+import {LargeGarbage} from '../core/garbage.ts'
 import {SchemaMovedError} from './errors.ts'
 import {
   introspect,
@@ -241,6 +242,7 @@ export class Pace {
   /** Half of every hold is owed to the app; what is less than a timer's tick is owed on. */
   #owedMs = 0
   #restMs = 0
+  readonly #garbage = new LargeGarbage()
 
   /** @param lockBudgetMs absent when the reads hold no lock that anybody waits for. */
   constructor(source: Source, lockBudgetMs: number | undefined, signal: AbortSignal) {
@@ -256,8 +258,9 @@ export class Pace {
   }
 
   /** Runs one read that reports how long it held its lock, leaving the app room before it. */
-  async read<T extends {holdMs: number}>(read: () => T): Promise<T> {
+  async read<T extends {holdMs: number; bytes?: number}>(read: () => T): Promise<T> {
     await breathe(undefined, {signal: this.#signal})
+    this.#garbage.sweep()
     if (this.#lockBudgetMs !== undefined) {
       const idleMs = performance.now() - this.#endedAt
       const rest = Math.max(this.#owedMs, this.#restMs) - idleMs
@@ -274,6 +277,7 @@ export class Pace {
     this.#restMs = nextRest(this.#restMs, this.#source.busyRetries > refused)
     // What was done with the rows after the lock was let go has been the app's time already.
     this.#endedAt = since + result.holdMs
+    this.#garbage.note(result.bytes ?? 0)
     this.#owedMs += result.holdMs / 2
     if (this.#lockBudgetMs !== undefined) this.maxHoldMs = Math.max(this.maxHoldMs, result.holdMs)
     return result

@@ -18,7 +18,7 @@ export type SourceRow = {
   readonly key: string
   readonly digest: Buffer
   /** In the order of the table's columns. */
-  readonly values: readonly Value[]
+  readonly values: Value[]
 }
 
 /** A row that cannot be read as a whole; it is counted and named, never dropped silently. */
@@ -135,7 +135,7 @@ export class TableReader {
   fetch(
     rowids: readonly bigint[],
     budget: PageBudget,
-  ): {rows: SourceRow[]; refused: RefusedRow[]; asked: number; holdMs: number} {
+  ): {rows: SourceRow[]; refused: RefusedRow[]; asked: number; bytes: number; holdMs: number} {
     const fetched: Value[][] = []
     const refused: RefusedRow[] = []
     let asked = 0
@@ -156,7 +156,7 @@ export class TableReader {
       if (bytes >= budget.bytes || performance.now() - since >= budget.ms) break
     }
     const holdMs = performance.now() - since
-    return {rows: fetched.map(row => this.#row(row)), refused, asked, holdMs}
+    return {rows: fetched.map(row => this.#row(row)), refused, asked, bytes, holdMs}
   }
 
   /**

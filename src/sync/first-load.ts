@@ -434,6 +434,8 @@ class Load {
       moved.rows += page.rows.length
       lane.tableRows += page.rows.length + page.refused.length
       onProgress?.(layout.source, lane.tableRows)
+      // While the next page is read this one is still referred to; its values would be in memory for nothing.
+      for (const {values} of page.rows) values.length = 0
     } while (lane.position !== undefined && !chunkOf.isOver && cursor.bytes + writer.bytes < chunkOf.endBytes)
     if (writer.bytes > 0) {
       if (!hasBegun) yield COPY_HEADER

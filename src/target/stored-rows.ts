@@ -1,6 +1,7 @@
 import type {ColumnLayout, TableLayout} from '../core/layout.ts'
 import type {Value} from '../core/value.ts'
 import {fromCanonical} from '../core/canonical.ts'
+import {LargeGarbage} from '../core/garbage.ts'
 import {raw, type Tx} from '../postgres/sql.ts'
 import {digestSql, quote, withPlainText} from './row-sql.ts'
 import {TupleReader} from './tuples.ts'
@@ -36,9 +37,18 @@ export async function* storedRows(
   const tuples = new TupleReader(columns.length + 3)
   const decode = (bytes: Buffer, starts: Int32Array, ends: Int32Array) =>
     rowOf(bytes, starts, ends, layout.columns)
+  const garbage = new LargeGarbage()
+  let bytes = 0
   for await (const chunk of tx.copyTo(copy, signal)) {
+    bytes += chunk.length
     const rows = tuples.read(chunk, decode)
-    if (rows.length > 0) yield rows
+    if (rows.length === 0) continue
+    yield rows
+    // While the next one is read these are still referred to.
+    rows.length = 0
+    garbage.note(bytes)
+    garbage.sweep()
+    bytes = 0
   }
 }
 

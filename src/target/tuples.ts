@@ -40,8 +40,10 @@ export class TupleReader {
       if (bytes.readInt16BE(at) >= 0) decoded.push(decode(bytes, this.#starts, this.#ends))
       at = end
     }
-    this.#pending = [bytes.subarray(at)]
-    this.#pendingBytes = bytes.length - at
+    // Of what came before a long row nothing is to be kept.
+    const rest = bytes.subarray(at)
+    this.#pending = [rest.length < chunk.length ? Buffer.from(rest) : rest]
+    this.#pendingBytes = rest.length
     return decoded
   }
 
