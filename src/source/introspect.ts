@@ -60,8 +60,9 @@ export function introspect(db: DatabaseSync): SourceSpec {
   }[]
   const kept = rows.filter(row => !/^sqlite_stat/i.test(row.tbl_name))
   const tables = kept.filter(row => row.type === 'table' && Number(row.rootpage) !== 0)
+  const ask = questions(db)
   return {
-    tables: tables.map(row => introspectTable(db, row.name, Number(row.rootpage))),
+    tables: tables.map(row => introspectTable(db, ask, row.name, Number(row.rootpage))),
     // Automatic indexes have no SQL: their table's DDL makes them again.
     objects: kept.flatMap(row =>
       row.sql === null ? [] : [{type: row.type, name: row.name, table: row.tbl_name, sql: row.sql}],
@@ -90,10 +91,24 @@ export function ident(name: string): string {
   return `"${name.replaceAll('"', '""')}"`
 }
 
-function introspectTable(db: DatabaseSync, name: string, rootPage: number): TableSpec {
-  const info = db
-    .prepare('select name, type, pk, "notnull" as not_null, hidden from pragma_table_xinfo(?) order by cid')
-    .all(name) as {
+/** What every table is asked, prepared once for all of them: that costs more than the answers. */
+function questions(db: DatabaseSync) {
+  return {
+    columns: db.prepare(
+      'select name, type, pk, "notnull" as not_null, hidden from pragma_table_xinfo(?) order by cid',
+    ),
+    kind: db.prepare("select wr from pragma_table_list(?) where schema = 'main'"),
+    indexes: db.prepare(
+      'select name, "unique" as is_unique, partial from pragma_index_list(?) order by name',
+    ),
+    parts: db.prepare('select name from pragma_index_xinfo(?) where key = 1 order by seqno'),
+  }
+}
+
+type Questions = ReturnType<typeof questions>
+
+function introspectTable(db: DatabaseSync, ask: Questions, name: string, rootPage: number): TableSpec {
+  const info = ask.columns.all(name) as {
     name: string
     type: string
     pk: number | bigint
@@ -108,13 +123,13 @@ function introspectTable(db: DatabaseSync, name: string, rootPage: number): Tabl
       affinity: affinityOf(column.type),
       generated: Number(column.hidden) > 1,
     }))
-  const flags = db.prepare("select wr from pragma_table_list(?) where schema = 'main'").get(name)
+  const flags = ask.kind.get(name)
   const withoutRowid = Number(flags?.['wr'] ?? 0) === 1
   const taken = new Set(columns.map(column => column.name.toLowerCase()))
   const rowidName = withoutRowid ? undefined : ['rowid', '_rowid_', 'oid'].find(alias => !taken.has(alias))
   const primary = info.filter(column => Number(column.pk) > 0).sort((a, b) => Number(a.pk) - Number(b.pk))
   const required = new Set(info.filter(column => Number(column.not_null) === 1).map(column => column.name))
-  const indexes = readIndexes(db, name)
+  const indexes = readIndexes(ask, name)
   const [alias] = primary
   const isRowid = primary.length === 1 && alias?.type.toUpperCase() === 'INTEGER'
   const unique = primary.length > 0 ? undefined : usableKey(db, name, indexes, required)
@@ -132,18 +147,14 @@ function introspectTable(db: DatabaseSync, name: string, rootPage: number): Tabl
   }
 }
 
-function readIndexes(db: DatabaseSync, table: string): (IndexSpec & {unique: boolean; partial: boolean})[] {
-  const list = db
-    .prepare('select name, "unique" as is_unique, partial from pragma_index_list(?) order by name')
-    .all(table) as {
+function readIndexes(ask: Questions, table: string): (IndexSpec & {unique: boolean; partial: boolean})[] {
+  const list = ask.indexes.all(table) as {
     name: string
     is_unique: number | bigint
     partial: number | bigint
   }[]
   return list.flatMap(index => {
-    const parts = db
-      .prepare('select name from pragma_index_xinfo(?) where key = 1 order by seqno')
-      .all(index.name) as {name: string | null}[]
+    const parts = ask.parts.all(index.name) as {name: string | null}[]
     const columns = parts.flatMap(part => (part.name === null ? [] : [part.name]))
     if (columns.length !== parts.length || columns.length === 0) return []
     return [

@@ -80,7 +80,7 @@ export async function scanPages(
     return {scan: marks.scan(header), state}
   }
 
-  const chunkPages = Math.max(1, Math.floor(CHUNK_BYTES / pageSize))
+  const chunkPages = Math.min(pageCount, Math.max(1, Math.floor(CHUNK_BYTES / pageSize)))
   const chunk = Buffer.allocUnsafe(chunkPages * pageSize)
   for (let page = 1; page <= pageCount; page += chunkPages) {
     const wanted = Math.min(chunkPages, pageCount - page + 1) * pageSize

@@ -46,9 +46,10 @@ const SQLITE_TOOBIG = 18
 export class TableReader {
   readonly table: TableSpec
   readonly #db: DatabaseSync
+  /** Prepared at once, to find out whether the rows can be asked for at all. The others are when they are needed. */
   readonly #first: StatementSync
-  readonly #after: StatementSync
-  readonly #one: StatementSync
+  #afterStatement: StatementSync | undefined
+  #oneStatement: StatementSync | undefined
   #untilStatement: StatementSync | undefined
   #betweenStatement: StatementSync | undefined
   #byKey: StatementSync | undefined
@@ -68,10 +69,7 @@ export class TableReader {
     )
     this.#lead = table.withoutRowid ? table.key.length : 1
     this.#isUtf8 = db.prepare('pragma encoding').get()?.['encoding'] === 'UTF-8'
-    const columns = table.columns.map(column => ident(column.name))
-    this.#first = this.#prepare(columns, false, '')
-    this.#after = this.#prepare(columns, true, '')
-    this.#one = table.withoutRowid ? this.#first : this.#prepare(columns, false, `where ${this.#rowid()} = ?`)
+    this.#first = this.#prepare(false, '')
   }
 
   /** Runs reads under one read lock, and says how long that was held. */
@@ -99,8 +97,7 @@ export class TableReader {
     let ended = true
     const since = performance.now()
     const start = position === undefined ? [] : this.#bind(position)
-    const statement =
-      upTo === undefined ? (position === undefined ? this.#first : this.#after) : this.#upTo(position)
+    const statement = upTo === undefined ? this.#from(position) : this.#upTo(position)
     const rows = statement.iterate(...start, ...(upTo === undefined ? [] : [upTo]))
     try {
       for (const row of rows as unknown as Iterable<Value[]>) {
@@ -145,7 +142,7 @@ export class TableReader {
       asked++
       try {
         // Settled while the statement runs: the row must not change in between.
-        for (const row of this.#one.iterate(rowid) as unknown as Iterable<Value[]>) {
+        for (const row of this.#one().iterate(rowid) as unknown as Iterable<Value[]>) {
           bytes += this.#settle(row)
           fetched.push(row)
         }
@@ -222,33 +219,37 @@ export class TableReader {
     const {table} = this
     const parts = values ?? rowidOf(key)
     if (parts === undefined) return []
-    if (values === undefined) return table.withoutRowid ? [] : this.#one.iterate(...(parts as bigint[]))
+    if (values === undefined) return table.withoutRowid ? [] : this.#one().iterate(...(parts as bigint[]))
     const where = table.key.map(column => `${ident(column)} is iif(?, cast(? as text), ?)`).join(' and ')
-    this.#byKey ??= this.#prepare(
-      table.columns.map(column => ident(column.name)),
-      false,
-      `where ${where}`,
-    )
+    this.#byKey ??= this.#prepare(false, `where ${where}`)
     return this.#byKey.iterate(...bindable(parts))
   }
 
+  #from(position: Position | undefined): StatementSync {
+    if (position === undefined) return this.#first
+    return (this.#afterStatement ??= this.#prepare(true, ''))
+  }
+
+  /** Single rows by their rowids. */
+  #one(): StatementSync {
+    return (this.#oneStatement ??= this.#prepare(false, `where ${this.#rowid()} = ?`))
+  }
+
   #upTo(position: Position | undefined): StatementSync {
-    const columns = this.table.columns.map(column => ident(column.name))
     if (position === undefined)
       return (this.#untilStatement ??= this.#prepare(
-        columns,
         false,
         `where ${this.#rowid()} <= ? order by ${this.#rowid()}`,
       ))
     return (this.#betweenStatement ??= this.#prepare(
-      columns,
       false,
       `where ${this.#rowid()} > ? and ${this.#rowid()} <= ? order by ${this.#rowid()}`,
     ))
   }
 
-  #prepare(columns: readonly string[], after: boolean, where: string): StatementSync {
+  #prepare(after: boolean, where: string): StatementSync {
     const {name, key, withoutRowid} = this.table
+    const columns = this.table.columns.map(column => ident(column.name))
     const order = withoutRowid ? key.map(ident) : [this.#rowid()]
     const marks = order.map(() => 'iif(?, cast(? as text), ?)').join(', ')
     const filter = after ? `where (${order.join(', ')}) > (${withoutRowid ? marks : '?'})` : where

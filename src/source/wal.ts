@@ -91,7 +91,9 @@ export function readFrames(
   let {sum1, sum2} = from
   let frame = from.frames + 1
   const frameBytes = FRAME_HEADER_BYTES + pageSize
-  const block = Buffer.allocUnsafe(frameBytes * Math.max(1, Math.floor((1024 * 1024) / frameBytes)))
+  const mostFrames = Math.max(1, Math.floor((1024 * 1024) / frameBytes))
+  // Usually there are few new ones, and memory outside the heap makes the collector come often.
+  const block = Buffer.allocUnsafe(frameBytes * Math.min(mostFrames, end.frames - from.frames))
   while (frame <= end.frames) {
     const length = read(block, frameOffset(frame, pageSize))
     if (length < frameBytes) return undefined
