@@ -1,6 +1,4 @@
-import {existsSync} from 'node:fs'
 import {mkdtemp, rm} from 'node:fs/promises'
-import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {withLease, type Lease} from '../src/cluster/lease.ts'
 import type {SourceSchema} from '../src/core/layout.ts'
@@ -15,6 +13,7 @@ import {digestSql, quote} from '../src/target/row-sql.ts'
 import {literal} from '../src/target/type-map.ts'
 import {testDatabase, type TestDatabase} from './database.ts'
 import {testClient, testHost, type TestHost} from './host.ts'
+import {memoryFolder} from './memory-folder.ts'
 
 /**
  * A host that leads its cluster all the while and keeps its files in memory: a sync costs what the sync costs, so that
@@ -89,8 +88,7 @@ export const defaultLimits: SyncRun['limits'] = {
 /** A host whose scope removes it. */
 export async function leadingHost(cluster = 'host-a', node = 'cli'): Promise<LeadingHost> {
   await using resources = new AsyncDisposableStack()
-  const memory = '/dev/shm'
-  const folder = await mkdtemp(join(existsSync(memory) ? memory : tmpdir(), 'owsync-leading-'))
+  const folder = await mkdtemp(join(memoryFolder(), 'owsync-leading-'))
   resources.defer(() => rm(folder, {recursive: true, force: true}))
   const admin = resources.use(await testDatabase())
   const host = resources.use(await testHost(admin, cluster, 12))

@@ -1,15 +1,18 @@
 import {spawn, type ChildProcess} from 'node:child_process'
 import {once} from 'node:events'
 import {mkdtempSync, rmSync} from 'node:fs'
-import {tmpdir} from 'node:os'
+import {availableParallelism} from 'node:os'
 import {join} from 'node:path'
+import {text} from 'node:stream/consumers'
 import {setImmediate as breathe, setTimeout as sleep} from 'node:timers/promises'
+import {together} from '../src/core/together.ts'
 import {capture, type CaptureResult} from '../src/source/capture.ts'
 import type {SourceSpec} from '../src/source/introspect.ts'
 import {openSource, type Source} from '../src/source/open.ts'
 import {PageFinder} from '../src/source/page-finder.ts'
 import type {PageState} from '../src/source/page-state.ts'
 import {Sidecar} from '../src/sync/sidecar.ts'
+import {memoryFolder} from './memory-folder.ts'
 import {chanceOf, type Chance} from './mutator.ts'
 import {makePagedFile, pagedFileOf, PageWriter} from './page-writer.ts'
 
@@ -218,7 +221,7 @@ export class PageFuzzError extends Error {
  * @throws {PageFuzzError} at the first step after which the digests find what the pages have missed.
  */
 export async function pageHistory(seed: number, steps: readonly number[], tally: Tally): Promise<void> {
-  const dir = mkdtempSync(join(tmpdir(), 'owsync-pages-'))
+  const dir = mkdtempSync(join(memoryFolder(), 'owsync-pages-'))
   try {
     const file = join(dir, 'app.db')
     const kind = pagedFileOf(chanceOf(seed))
@@ -342,7 +345,7 @@ async function crash({file, chance, log}: Stage): Promise<void> {
  * and nothing may be missing.
  */
 export async function concurrentPages(seed: number, ms: number, tally: Tally): Promise<void> {
-  const dir = mkdtempSync(join(tmpdir(), 'owsync-pages-'))
+  const dir = mkdtempSync(join(memoryFolder(), 'owsync-pages-'))
   const chance = chanceOf(seed)
   let child: ChildProcess | undefined
   try {
@@ -424,21 +427,68 @@ async function fails(seed: number, steps: readonly number[]): Promise<boolean> {
   }
 }
 
-/** Runs histories of many files until so many steps are done; a failure is made small before it is told. */
-export async function fuzzPages(seed: number, steps: number, tally: Tally, stepsPerFile = 60): Promise<void> {
-  for (let world = 0; tally.steps < steps; world++) {
-    const worldSeed = (seed + world * 7_919) % 2 ** 31
-    const all = Array.from({length: stepsPerFile}, (_, i) => i)
-    try {
-      await pageHistory(worldSeed, all, tally)
-    } catch (error) {
-      if (!(error instanceof PageFuzzError)) throw error
-      const small = await shrink(worldSeed, all.slice(0, error.step + 1), 60)
-      throw new Error(`${error.message}\nreplay: pageHistory(${worldSeed}, ${JSON.stringify(small)})`, {
-        cause: error,
-      })
+/** What one process runs of a fuzz: every `stride`th world from `first` on. */
+type Share = {readonly seed: number; readonly steps: number; readonly first: number; readonly stride: number}
+
+/**
+ * Runs histories of many files until so many steps are done, in a process a core.
+ *
+ * @throws what a process has said of a history that failed, made small before it is told.
+ */
+export async function fuzzPages(seed: number, steps: number): Promise<Tally> {
+  const stride = availableParallelism()
+  const tally = newTally()
+  await together(
+    signal,
+    ...Array.from({length: stride}, (_, first) => async (signal: AbortSignal) => {
+      const done = await fuzzProcess({seed, steps: Math.ceil(steps / stride), first, stride}, signal)
+      for (const name of Object.keys(tally) as (keyof Tally)[]) tally[name] += done[name]
+    }),
+  )
+  return tally
+}
+
+async function fuzzProcess(share: Share, signal: AbortSignal): Promise<Tally> {
+  // Its standard input ends with this process, however that goes.
+  const child = spawn(
+    process.execPath,
+    [import.meta.resolve('./page-fuzz.ts').slice(7), JSON.stringify(share)],
+    {stdio: ['pipe', 'pipe', 'pipe'], signal},
+  )
+  const [out, said, [code, by]] = await Promise.all([
+    text(child.stdout),
+    text(child.stderr),
+    once(child, 'close') as Promise<[number | null, string | null]>,
+  ])
+  if (code !== 0) throw new Error(`a process of the fuzz ended with ${code ?? by}: ${said}`)
+  return JSON.parse(out) as Tally
+}
+
+/** Histories that one process runs at a time: while one waits for a lock or for a crash, another goes on. */
+const AT_ONCE = 2
+const STEPS_PER_FILE = 60
+
+async function fuzzShare({seed, steps, first, stride}: Share, end: AbortSignal): Promise<Tally> {
+  const tally = newTally()
+  const all = Array.from({length: STEPS_PER_FILE}, (_, i) => i)
+  let world = first
+  const lane = async (signal: AbortSignal) => {
+    while (tally.steps < steps && !signal.aborted) {
+      const worldSeed = (seed + world * 7_919) % 2 ** 31
+      world += stride
+      try {
+        await pageHistory(worldSeed, all, tally)
+      } catch (error) {
+        if (!(error instanceof PageFuzzError)) throw error
+        const small = await shrink(worldSeed, all.slice(0, error.step + 1), 60)
+        throw new Error(`${error.message}\nreplay: pageHistory(${worldSeed}, ${JSON.stringify(small)})`, {
+          cause: error,
+        })
+      }
     }
   }
+  await together(end, ...Array<typeof lane>(AT_ONCE).fill(lane))
+  return tally
 }
 
 export function newTally(): Tally {
@@ -464,4 +514,17 @@ function steppedChance(seed: number): Chance & {begin(step: number): void} {
     below: n => chance.below(n),
     pick: values => chance.pick(values),
   }
+}
+
+// In a process of its own: a share of a fuzz.
+if (import.meta.main) {
+  const end = new AbortController()
+  process.stdin
+    .on('end', () => {
+      end.abort()
+    })
+    .resume()
+    .unref()
+  const tally = await fuzzShare(JSON.parse(process.argv[2] ?? '') as Share, end.signal)
+  process.stdout.write(JSON.stringify(tally))
 }

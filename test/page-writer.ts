@@ -1,5 +1,5 @@
 import {openSync, readSync, writeSync, closeSync} from 'node:fs'
-import {DatabaseSync, type SQLInputValue} from 'node:sqlite'
+import {DatabaseSync, type SQLInputValue, type StatementSync} from 'node:sqlite'
 import {chanceOf, type Chance} from './mutator.ts'
 
 // An app that does everything to its file that moves rows between pages: for tests of the capture by pages. Small
@@ -81,6 +81,7 @@ export class PageWriter implements Disposable {
   readonly #pageSize: number
   readonly #mostRows: number
   #db: DatabaseSync
+  readonly #statements = new Map<string, StatementSync>()
   /** How to take back what was done last: a page may become again, byte for byte, what it was. */
   #undo: Undo[] = []
 
@@ -97,6 +98,7 @@ export class PageWriter implements Disposable {
   }
 
   close(): void {
+    this.#statements.clear()
     if (this.#db.isOpen) this.#db.close()
   }
 
@@ -259,9 +261,8 @@ export class PageWriter implements Disposable {
         key: 'insert or ignore into key (rowid, name, flag, body) values (?, ?, ?, ?)',
       }[table]
       const isNamed = table === 'chat' || table === 'key'
-      const {changes, lastInsertRowid} = this.#db
-        .prepare(sql)
-        .run(...(isNamed ? [rowid, name, flag, body] : [rowid, flag, body]))
+      const values = isNamed ? [rowid, name, flag, body] : [rowid, flag, body]
+      const {changes, lastInsertRowid} = this.#prepared(sql).run(...values)
       if (Number(changes) === 1) this.#remember(`delete from ${table} where rowid = ?`, [lastInsertRowid])
     }
     return `insert ${rows} into ${table}`
@@ -295,7 +296,7 @@ export class PageWriter implements Disposable {
   #move(table: Table, count: number): string {
     const [from, to] = [this.#rowid(table, count), BigInt(this.#chance.below(3_000))]
     const sql = `update or ignore ${table} set rowid = ? where rowid = ?`
-    const {changes} = this.#db.prepare(sql).run(to, from)
+    const {changes} = this.#prepared(sql).run(to, from)
     if (Number(changes) === 1) this.#remember(sql, [from, to])
     return `${table} ${from} to ${to}`
   }
@@ -318,7 +319,7 @@ export class PageWriter implements Disposable {
     const undo = this.#undo.pop()
     if (undo === undefined) return 'nothing to undo'
     try {
-      this.#db.prepare(undo.sql).run(...undo.values)
+      this.#prepared(undo.sql).run(...undo.values)
     } catch {
       return 'undo does not fit'
     }
@@ -326,7 +327,7 @@ export class PageWriter implements Disposable {
   }
 
   #run(sql: string, values: readonly SQLInputValue[], isOwnUndo = false): string {
-    this.#db.prepare(sql).run(...values)
+    this.#prepared(sql).run(...values)
     if (isOwnUndo) this.#remember(sql, values)
     return sql
   }
@@ -414,14 +415,24 @@ export class PageWriter implements Disposable {
   }
 
   #rowid(table: Table, count: number): bigint {
-    const statement = this.#db.prepare(`select rowid as r from ${table} limit 1 offset ?`)
+    const statement = this.#prepared(`select rowid as r from ${table} limit 1 offset ?`)
     statement.setReadBigInts(true)
     const row = statement.get(this.#chance.below(Math.max(1, count)))
     return (row?.['r'] as bigint | undefined) ?? 0n
   }
 
   #get(sql: string, ...values: SQLInputValue[]): Record<string, unknown> | undefined {
-    return this.#db.prepare(sql).get(...values)
+    return this.#prepared(sql).get(...values)
+  }
+
+  /** Most of what a short statement costs is to prepare it. */
+  #prepared(sql: string): StatementSync {
+    let statement = this.#statements.get(sql)
+    if (statement === undefined) {
+      statement = this.#db.prepare(sql)
+      this.#statements.set(sql, statement)
+    }
+    return statement
   }
 }
 
