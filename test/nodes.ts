@@ -13,7 +13,7 @@ import {makeFile, mutateOnce, type Chance} from './mutator.ts'
 import type {Site} from './site.ts'
 import {isAlive} from './workers.ts'
 
-export type Role = 'node-a' | 'node-b'
+export type Role = 'node-a' | 'node-b' | 'node-c'
 
 export type LogLine = {readonly msg: string; readonly level: string} & Readonly<Record<string, unknown>>
 

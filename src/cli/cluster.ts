@@ -50,7 +50,7 @@ export const promote = command({
   details:
     'Makes a node the leader: the present one finishes the statement at hand and hands over. With --force it is fenced at once, for when it does not answer; nothing it has in flight can be committed then.',
   examples: ['cluster promote node-b', 'cluster promote node-b --expected-leader node-a'],
-  positionals: {node: {about: 'Which: its id, or node-a, node-b, primary, secondary.'}},
+  positionals: {node: {about: 'Which: its id, or node-a, node-b, node-c, primary, secondary.'}},
   options: {
     force: {type: 'boolean', about: 'Fence a leader that does not answer.'},
     expectedLeader: {type: 'string', about: 'Only if this node leads now.', value: 'NODE'},

@@ -5,7 +5,7 @@ import {join} from 'node:path'
 import {SyncError} from '../core/errors.ts'
 import {redact} from '../core/redact.ts'
 import {decryptAge} from './age.ts'
-import {settings, type Read} from './settings.ts'
+import {nodeRoles, settings, type Read} from './settings.ts'
 import type {Setting} from './kinds.ts'
 
 /** All settings, read and checked. Frozen. Durations are milliseconds; secrets are `Secret` and never print. */
@@ -75,13 +75,16 @@ export async function loadConfig(env: Env): Promise<Config> {
   return completed(values, rules)
 }
 
+/** Of node-a; each other node has the next one. */
+const FIRST_PORT = 9_443
+
 function completed(values: Read, conflictResolutionConfig: ConflictRules | undefined): Config {
   return Object.freeze({
     ...values,
     clusterName: values.clusterName ?? hostname(),
     isClusterNamed: values.clusterName !== undefined,
     apiHost: values.apiHost ?? '127.0.0.1',
-    apiPort: values.apiPort ?? (values.role === 'node-a' ? 9443 : 9444),
+    apiPort: values.apiPort ?? FIRST_PORT + nodeRoles.indexOf(values.role),
     stateDir: values.stateDir ?? defaultStateDir(),
     conflictResolutionConfig,
   })

@@ -46,6 +46,9 @@ const postgres = {
   ),
 } as const
 
+/** What the nodes of a cluster may be called. */
+export const nodeRoles = ['node-a', 'node-b', 'node-c'] as const
+
 const node = {
   clusterName: text(
     'CLUSTER_NAME',
@@ -57,9 +60,13 @@ const node = {
       shape: 'up to 63 letters, digits, ".", "_" or "-"',
     },
   ),
-  role: choice('ROLE', 'Which of the cluster’s nodes this one is.', ['node-a', 'node-b'], 'node-a', {
-    synonyms: {primary: 'node-a', secondary: 'node-b'},
-  }),
+  role: choice(
+    'ROLE',
+    'Which of the cluster’s nodes this one is. Two do; a third helps while a host is being moved.',
+    nodeRoles,
+    'node-a',
+    {synonyms: {primary: 'node-a', secondary: 'node-b'}},
+  ),
   leaseDurationMs: duration('LEASE_DURATION', 'How long a lease lasts without a renewal.', '10s', {
     atLeast: '2s',
   }),
@@ -98,7 +105,7 @@ const api = {
     {
       atLeast: 0,
       atMost: 65_535,
-      shownDefault: '9443, for node-b 9444',
+      shownDefault: '9443, for node-b 9444, for node-c 9445',
     },
   ),
   apiTokensFile: path(

@@ -80,8 +80,8 @@ export class HostExistsError extends SyncError {
   }
 }
 
-/** Both nodes' sessions, a worker or two each, and a person at the command line. */
-const CONNECTIONS_PER_HOST = 20
+/** The leader with two workers (13), two standbys (4 each), and a person at the command line. */
+const CONNECTIONS_PER_HOST = 24
 
 /**
  * Adds a host: a role of its own with a generated password, in one transaction.

@@ -14,7 +14,7 @@ export class NodeRunsError extends SyncError {
   readonly code = 'SYNC_NODE_RUNS'
   override readonly retryable = true
   readonly next =
-    'Stop that one first (`ps`), or give this one another ROLE: the two nodes of a host are node-a and node-b.'
+    'Stop that one first (`ps`), or give this one another ROLE: a host’s nodes are node-a and node-b, and node-c.'
 
   constructor(nodeId: string) {
     super(`${nodeId} runs already on this machine`)

@@ -3,6 +3,7 @@ import {mkdirSync, rmSync, writeFileSync} from 'node:fs'
 import {readdir, readFile} from 'node:fs/promises'
 import {join} from 'node:path'
 import {promisify} from 'node:util'
+import {nodeRoles} from '../config/settings.ts'
 import type {Log} from '../telemetry/log.ts'
 
 // Every sync worker leaves a file behind while it lives: STATE_DIR/workers/EPOCH.PID.NODE. A worker whose node is gone
@@ -38,7 +39,7 @@ export async function endOlderWorkers(
   })
   for (const name of names) {
     const [, itsEpoch, pid, nodeId = ''] = /^(\d+)\.(\d+)\.(.+)$/.exec(name) ?? []
-    const isOurs = ['node-a', 'node-b', 'cli'].some(role => nodeId === `${clusterName}-${role}`)
+    const isOurs = [...nodeRoles, 'cli'].some(role => nodeId === `${clusterName}-${role}`)
     if (!isOurs || BigInt(itsEpoch ?? 0) >= epoch) continue
     // The number may be another process's by now.
     if (/worker-main\.[jt]s/.test(await commandOf(Number(pid)))) {
