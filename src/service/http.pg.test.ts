@@ -74,6 +74,9 @@ describe('health', () => {
   const late = {
     fails: () =>
       host`update sync_metadata.client_deployments set last_sync_status = 'failed' where deployment_id = ${id}`,
+    'has failed three times and is tried again': () =>
+      host`insert into sync_metadata.sync_jobs (deployment_id, sync_type, status, attempt, error_code, run_after)
+        values (${id}, 'incremental', 'pending', 3, 'SYNC_WORKER_LOST', now() + interval '1 hour')`,
     'is held back': () =>
       host`update sync_metadata.client_deployments set status = 'quarantined' where deployment_id = ${id}`,
     'is behind its source': () =>
@@ -105,6 +108,12 @@ describe('health', () => {
       await host`update sync_metadata.client_deployments set sync_enabled = false where deployment_id = ${id}`
       assert.equal((await healthOf()).body.status, 'healthy')
     })
+
+  test('is healthy when an attempt has failed that may have done so in passing', async () => {
+    await host`insert into sync_metadata.sync_jobs (deployment_id, sync_type, status, attempt, error_code)
+      values (${id}, 'incremental', 'running', 3, 'SYNC_WORKER_LOST')`
+    assert.equal((await healthOf()).body.status, 'healthy')
+  })
 
   test('is healthy with deployments that wait to be asked for, or are within three intervals', async () => {
     await host`update sync_metadata.client_deployments set checked_at = now() - interval '30 days' where deployment_id = ${id}`

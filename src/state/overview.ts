@@ -65,7 +65,7 @@ export type Overview = {
   readonly leaderId: string | null
   readonly lastSyncAt: Date | null
   readonly deployments: number
-  /** Enabled ones whose last sync failed, or that are quarantined. */
+  /** Enabled ones whose last sync failed or is being tried again for the third time, or that are quarantined. */
   readonly failing: number
   /** Enabled ones whose target has not been known to equal its source for too long. */
   readonly lagging: number
@@ -73,6 +73,9 @@ export type Overview = {
 
 /** A deployment may be this much behind, and a scheduled sync this late, before it counts as lagging. */
 const LATE_SECONDS = 600
+
+/** So many attempts of a job have failed before its deployment counts as failing: one or two may pass by themselves. */
+const FAILURES = 3
 
 /** Reads the overview in one statement. */
 export async function readOverview(sql: Sql): Promise<Overview> {
@@ -84,7 +87,12 @@ export async function readOverview(sql: Sql): Promise<Overview> {
       max(d.last_sync_at) as "lastSyncAt",
       count(*)::int as deployments,
       count(*) filter (where d.sync_enabled
-        and (d.last_sync_status = 'failed' or d.status = 'quarantined'))::int as failing,
+        and (d.last_sync_status = 'failed' or d.status = 'quarantined' or exists (
+          select from sync_metadata.sync_jobs j
+          where j.deployment_id = d.deployment_id and j.status in ('pending', 'running')
+            and j.sync_type in ('full', 'incremental') and j.error_code <> 'SYNC_FENCED_OUT'
+            and case when j.status = 'running' then j.attempt - 1 else j.attempt end >= ${FAILURES}
+        )))::int as failing,
       -- Behind: a version of the source waits. Not looked at: nobody would know if one did.
       count(*) filter (where d.sync_enabled and d.status = 'active' and (
         d.behind_since < now() - ${LATE_SECONDS} * interval '1 second'
