@@ -115,6 +115,13 @@ export async function leaderOf(site: Site, nodes: readonly NodeProcess[]): Promi
   return found as NodeProcess
 }
 
+/** Where the node serves its API, as soon as it does. */
+export async function apiOf({log}: NodeProcess): Promise<string> {
+  const url = () => log.find(({msg}) => msg === 'the API listens')?.['url']
+  await expect.poll(url, patient).toBeTypeOf('string')
+  return String(url())
+}
+
 /** The node that has a lease which lasts. */
 export async function leaderId(sql: Sql): Promise<string | undefined> {
   const [row] = await sql<{leader: string | null}>`

@@ -6,7 +6,7 @@ import {DatabaseSync} from 'node:sqlite'
 import {afterAll, beforeAll, expect, test} from 'vitest'
 import {newToken} from '../../src/api/tokens.ts'
 import {raw} from '../../src/postgres/sql.ts'
-import {leaderOf, patient, startNode, type NodeProcess} from '../nodes.ts'
+import {apiOf, leaderOf, patient, startNode, type NodeProcess} from '../nodes.ts'
 import {httpReceiver, mailReceiver, type HttpReceiver, type MailReceiver} from '../receivers.ts'
 import {testSite, type Site} from '../site.ts'
 
@@ -71,8 +71,7 @@ afterAll(async () => {
 
 test('a client is synced, a row of it refused, a job fails, and receivers of alerts are told in vain', async () => {
   await leaderOf(site, [node])
-  await expect.poll(() => apiOf(node), patient).toBeTypeOf('string')
-  url = apiOf(node)!
+  url = await apiOf(node)
   const file = join(site.folder, 'acme.db')
   using source = new DatabaseSync(file)
   source.exec('create table chat (id text primary key, title text, n int)')
@@ -211,11 +210,6 @@ async function reaches(client: string, generation: bigint): Promise<void> {
       return found!.generation
     }, patient)
     .toBeGreaterThanOrEqual(generation)
-}
-
-function apiOf({log}: NodeProcess): string | undefined {
-  const line = log.find(({msg}) => msg === 'the node has started')
-  return line === undefined ? undefined : String(line['api'])
 }
 
 async function ask(

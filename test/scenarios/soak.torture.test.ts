@@ -10,7 +10,7 @@ import {together} from '../../src/core/together.ts'
 import {generate, sizes} from '../../src/sample/generate.ts'
 import {startWriter, type Writer} from '../../src/sample/writer.ts'
 import {assertMirror} from '../mirror.ts'
-import {leaderId, leaderOf, patient, startNode, type NodeProcess} from '../nodes.ts'
+import {apiOf, leaderId, leaderOf, patient, startNode, type NodeProcess} from '../nodes.ts'
 import {testSite, type Site} from '../site.ts'
 
 // A day in miniature: two nodes under ten times the load of the demo, with switchovers and people who watch. What grows
@@ -112,7 +112,7 @@ test(
           every(1_000, signal, async () => {
             for (const node of nodes)
               for (const path of ['/health', '/metrics', '/api/v1/deployments', '/api/v1/jobs']) {
-                const response = await fetch(`${apiOf(node)}${path}`, {
+                const response = await fetch(`${await apiOf(node)}${path}`, {
                   headers,
                   signal: AbortSignal.timeout(60_000),
                 })
@@ -207,7 +207,10 @@ async function countConnections(): Promise<number> {
 
 /** Follows the events for a while. @returns 1, when something came. */
 async function listen(node: NodeProcess, forMs: number): Promise<number> {
-  const response = await fetch(`${apiOf(node)}/api/v1/events`, {headers, signal: AbortSignal.timeout(forMs)})
+  const response = await fetch(`${await apiOf(node)}/api/v1/events`, {
+    headers,
+    signal: AbortSignal.timeout(forMs),
+  })
   assert.equal(response.status, 200)
   let bytes = 0
   try {
@@ -265,10 +268,6 @@ async function becomesEqual(client: string, file: string): Promise<void> {
       process.stderr.write(`${inspect(state)}\n`)
       throw last ?? error
     })
-}
-
-function apiOf({log}: NodeProcess): string {
-  return String(log.find(({msg}) => msg === 'the node has started')?.['api'])
 }
 
 function report(

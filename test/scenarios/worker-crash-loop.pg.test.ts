@@ -5,6 +5,7 @@ import {fileURLToPath} from 'node:url'
 import {expect, test} from 'vitest'
 import {chanceOf, seedOf} from '../mutator.ts'
 import {
+  apiOf,
   busyClient,
   epochOf,
   generationOf,
@@ -46,8 +47,8 @@ test('a client whose worker dies each time rests longer and longer, is told of, 
       .filter(({rule, client}) => rule === 'repeated_failure' && client === 'poison')
       .map(({event}) => event)
   const health = async () => {
-    const api = String(node.log.find(({msg}) => msg === 'the node has started')?.['api'])
-    return (await (await fetch(`${api}/health`)).json()) as {status: string; reasons: string[]}
+    const response = await fetch(`${await apiOf(node)}/health`)
+    return (await response.json()) as {status: string; reasons: string[]}
   }
 
   await leaderOf(site, [node])
