@@ -15,7 +15,7 @@ import {
 import {ownServer, type OwnServer} from '../own-server.ts'
 import {testSite, type Site} from '../site.ts'
 
-// Postgres itself goes: for a moment, for half a minute, or one kind of its sessions at a time. No node ends of it, and
+// Postgres itself goes: for a moment (database-outage.ts: for long), or one kind of its sessions at a time. No node ends of it, and
 // nothing that the app wrote meanwhile is missing afterwards.
 
 let server: OwnServer
@@ -53,27 +53,6 @@ for (const how of ['fast', 'immediate'] as const) {
     allRun()
   })
 }
-
-const outageMs = Number(process.env['OWSYNC_OUTAGE_MS'] ?? 30_000)
-
-test(`Postgres is away for ${outageMs / 1_000} s`, async () => {
-  await leaderOf(site, nodes)
-  await isSynced(site.db, client)
-  await server.stop('fast')
-  await sleep(outageMs)
-  for (const node of nodes) {
-    assert.ok(node.isRunning())
-    const told = node.log.findLast(({msg}) => msg.startsWith('the election has no connection'))
-    assert.equal(told?.level, 'error')
-    assert.equal((told['err'] as {code: string}).code, 'SYNC_UNREACHABLE')
-    // It pauses longer and longer, and says so each time.
-    assert.ok(node.log.length < 40 + outageMs / 250, `${node.log.length} lines`)
-  }
-  await server.start()
-  await leaderOf(site, nodes)
-  await isSynced(site.db, client)
-  await holdsAfterwards(site, nodes, client)
-})
 
 test('nodes that start while Postgres is away lead when it is there', async () => {
   await server.stop('fast')

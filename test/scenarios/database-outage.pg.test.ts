@@ -1,0 +1,3 @@
+import {databaseOutage} from './database-outage.ts'
+
+databaseOutage(30_000)
