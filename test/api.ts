@@ -2,6 +2,7 @@ import assert from 'node:assert/strict'
 import {mkdtemp, rm, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
+import type {GuessPace} from '../src/api/guesses.ts'
 import {newToken} from '../src/api/tokens.ts'
 import type {Notice} from '../src/cluster/election.ts'
 import type {Pool} from '../src/postgres/sql.ts'
@@ -51,6 +52,7 @@ export type TestApiOptions = {
   readonly isLeader?: () => boolean
   readonly log?: Log
   readonly keepAliveMs?: number
+  readonly guessPace?: GuessPace
 }
 
 /** Starts an API on a free port of loopback. */
@@ -62,6 +64,7 @@ export async function testApi({
   isLeader = () => false,
   log = silentLog,
   keepAliveMs,
+  guessPace,
 }: TestApiOptions): Promise<TestApi> {
   await using resources = new AsyncDisposableStack()
   const folder = await mkdtemp(join(tmpdir(), 'owsync-api-'))
@@ -91,6 +94,7 @@ export async function testApi({
       log,
       metrics,
       ...(keepAliveMs !== undefined && {keepAliveMs}),
+      ...(guessPace !== undefined && {guessPace}),
     }),
   )
   const kept = resources.move()

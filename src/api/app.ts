@@ -30,7 +30,7 @@ export type ApiOptions = {
   /** From where health, metrics and the documentation may be read without a token: `10.0.0.0/8`. */
   readonly localNetworks: readonly string[]
   /** Host names that are ours, beside addresses and localhost. */
-  readonly hostNames: readonly string[]
+  readonly hostNames: () => readonly string[]
   readonly version: string
   readonly log: Log
   readonly metrics?: Pick<Metrics, 'httpRequests'>
@@ -129,7 +129,11 @@ function guard(app: App, {tokens, localNetworks, hostNames}: ApiOptions): void {
     // What says nothing about who may call it is the documentation's own, or a mistake.
     const needed = request.routeOptions.config.access ?? (isDocs(request) ? 'local' : 'operate')
     if (needed === 'local' && authorization === undefined && isNear(request.ip)) return
-    request.caller = await tokens.authenticate(authorization, needed === 'operate' ? 'operate' : 'read')
+    request.caller = await tokens.authenticate(
+      authorization,
+      needed === 'operate' ? 'operate' : 'read',
+      request.ip,
+    )
   })
 }
 

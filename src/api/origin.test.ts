@@ -2,7 +2,8 @@ import assert from 'node:assert/strict'
 import {test} from 'vitest'
 import {networkCheck, originCheck} from './origin.ts'
 
-const check = originCheck(['sync.example.com', '*.wild.example', 'node-a'])
+let names = ['sync.example.com', '*.wild.example', 'node-a']
+const check = originCheck(() => names)
 
 for (const host of [
   'localhost',
@@ -87,4 +88,20 @@ test('an address is near when it is in a network, whichever way it is written', 
     'localhost',
   ])
     assert.equal(isNear(address), false, address)
+})
+
+test('names that change are ours, or not any more, from then on', () => {
+  const before = names
+  names = ['new.example.com']
+  try {
+    check({host: 'new.example.com'}, 'GET')
+    assert.throws(
+      () => {
+        check({host: 'sync.example.com'}, 'GET')
+      },
+      {code: 'SYNC_API_ORIGIN'},
+    )
+  } finally {
+    names = before
+  }
 })

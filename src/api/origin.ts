@@ -29,12 +29,17 @@ export type Addressed = {
 /**
  * Makes the check of Host and Origin. An address may always be in Host: only a name can be made to point elsewhere.
  *
- * @param names host names that are ours, without ports.
+ * @param names host names that are ours, without ports; another array when they have changed.
  * @returns a function that throws when the request is not meant for us.
  */
-export function originCheck(names: Iterable<string>): (headers: Addressed, method: string) => void {
-  const ours = new Set(['localhost', ...[...names].map(name => name.toLowerCase())])
+export function originCheck(names: () => readonly string[]): (headers: Addressed, method: string) => void {
+  let known: readonly string[] = []
+  let ours: ReadonlySet<string> = new Set(['localhost'])
   return ({host = '', origin, 'sec-fetch-site': site}, method) => {
+    if (names() !== known) {
+      known = names()
+      ours = new Set(['localhost', ...known.map(name => name.toLowerCase())])
+    }
     const name = hostnameOf(host)
     if (name === undefined || !(isIP(name) !== 0 || isOurs(ours, name)))
       throw refusals.origin(`the API is not called ${JSON.stringify(host.slice(0, 100))}`)

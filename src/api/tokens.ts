@@ -1,6 +1,7 @@
 import {createHash, randomBytes, timingSafeEqual} from 'node:crypto'
 import {readFile, stat} from 'node:fs/promises'
 import type {Log} from '../telemetry/log.ts'
+import {Guesses, type GuessPace} from './guesses.ts'
 import {refusals} from './problem.ts'
 
 // Who may use the API: a file of lines `name scope sha256hex`. It holds no token, only what a token is recognized by.
@@ -53,18 +54,26 @@ export class Tokens {
   #version = ''
   #lookedAt = -Infinity
   #looking: Promise<void> | undefined
+  readonly #guesses: Guesses
+  /** Hashes of tokens that have been right: whoever has one is never slowed, whatever others try. */
+  readonly #welcome = new Set<string>()
+  readonly #finding = new Map<string, Promise<Caller | undefined>>()
 
-  constructor(file: string, log: Log) {
+  constructor(file: string, log: Log, pace?: GuessPace) {
     this.#file = file
     this.#log = log
+    this.#guesses = new Guesses(log, pace)
   }
 
-  /** @throws {RefusedError} 401 without a valid token, 403 when it may not do that. */
-  async authenticate(authorization: string | undefined, needed: Scope): Promise<Caller> {
+  /**
+   * @param address of the caller: tokens that come from where wrong ones keep coming from are looked up more slowly.
+   * @throws {RefusedError} 401 without a valid token, 403 when it may not do that.
+   */
+  async authenticate(authorization: string | undefined, needed: Scope, address?: string): Promise<Caller> {
     if (authorization === undefined) throw refusals.noToken('this needs a token')
     const [, token] = /^bearer +([A-Za-z0-9._~+/=-]{1,200})$/i.exec(authorization) ?? []
     if (token === undefined) throw refusals.noToken('the Authorization header is not `Bearer TOKEN`')
-    const caller = await this.find(token)
+    const caller = address === undefined ? await this.find(token) : await this.#findFor(token, address)
     if (!caller) throw refusals.noToken('the token is not valid')
     if (needed === 'operate' && caller.scope !== 'operate') throw refusals.scope(caller.name)
     return caller
@@ -78,6 +87,23 @@ export class Tokens {
     if (known) return known
     await this.#look(UNKNOWN_FRESH_MS)
     return this.#match(hash)
+  }
+
+  async #findFor(token: string, address: string): Promise<Caller | undefined> {
+    const hash = hashOf(token).toString('hex')
+    const known = this.#welcome.has(hash) ? await this.find(token) : undefined
+    if (known) return known
+    this.#welcome.delete(hash)
+    // A page asks for ten things at once when it is opened: that is one token.
+    const key = `${address} ${hash}`
+    let finding = this.#finding.get(key)
+    if (!finding) {
+      finding = this.#guesses.slowed(address, () => this.find(token)).finally(() => this.#finding.delete(key))
+      this.#finding.set(key, finding)
+    }
+    const found = await finding
+    if (found) this.#welcome.add(hash)
+    return found
   }
 
   /** Compares with every line, whichever matches, so that the time it takes says nothing. */

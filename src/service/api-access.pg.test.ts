@@ -9,6 +9,7 @@ import {isProblem, testApi, type TestApi} from '../../test/api.ts'
 import {testDatabase, type TestDatabase} from '../../test/database.ts'
 import {testClient, testHost, type TestHost} from '../../test/host.ts'
 import {until} from '../../test/until.ts'
+import {usualGuessPace} from '../api/guesses.ts'
 import {createLog} from '../telemetry/log.ts'
 
 // Who may call what: without a token, with one to read, with one to operate, from near and from afar, under our name and
@@ -23,6 +24,9 @@ const log = new PassThrough()
 let logged = ''
 log.on('data', (chunk: Buffer) => (logged += chunk.toString()))
 
+// More wrong tokens than a day brings.
+const guessPace = {...usualGuessPace, free: Infinity}
+
 beforeAll(async () => {
   db = await testDatabase()
   host = await testHost(db, 'host-a', 8)
@@ -31,8 +35,14 @@ beforeAll(async () => {
     pool: host,
     cluster: 'host-a',
     log: createLog({level: 'debug', format: 'json', stream: log}),
+    guessPace,
   })
-  remote = await testApi({pool: host, cluster: 'host-a', config: {apiLocalNetworks: ['192.0.2.0/24']}})
+  remote = await testApi({
+    pool: host,
+    cluster: 'host-a',
+    config: {apiLocalNetworks: ['192.0.2.0/24']},
+    guessPace,
+  })
 })
 
 afterAll(async () => {

@@ -2,10 +2,11 @@
 /* eslint-disable @typescript-eslint/no-unsafe-member-access, @typescript-eslint/no-unsafe-assignment */
 import assert from 'node:assert/strict'
 import {spawnSync} from 'node:child_process'
-import {readFileSync} from 'node:fs'
+import {copyFileSync, readFileSync} from 'node:fs'
 import {writeFile} from 'node:fs/promises'
 import {get as httpsGet} from 'node:https'
 import {join} from 'node:path'
+import {PassThrough} from 'node:stream'
 import {afterAll, beforeAll, beforeEach, describe, test} from 'vitest'
 import {isProblem, testApi} from '../../test/api.ts'
 import {testDatabase, type TestDatabase} from '../../test/database.ts'
@@ -13,7 +14,7 @@ import {codeOf, refusal, testClient, testHost, type TestHost} from '../../test/h
 import {proxyTo} from '../../test/proxy.ts'
 import {until} from '../../test/until.ts'
 import {connect} from '../postgres/connect.ts'
-import {silentLog} from '../telemetry/log.ts'
+import {createLog, silentLog} from '../telemetry/log.ts'
 import {HealthWatch} from './health-watch.ts'
 
 let db: TestDatabase
@@ -311,50 +312,84 @@ describe('where it listens', () => {
     assert.equal(await codeOf(start({apiTlsCertFile: '/nowhere', apiTlsKeyFile: '/nowhere'})), 'SYNC_USAGE')
   })
 
-  test.skipIf(spawnSync('openssl', ['version']).status !== 0)(
-    'with a certificate it speaks TLS, and goes by the certificate’s names (needs openssl)',
-    async () => {
-      await using other = await start({})
-      const [key, cert] = [join(other.folder, 'key.pem'), join(other.folder, 'cert.pem')]
-      const made = spawnSync('openssl', [
-        ...[
-          'req',
-          '-x509',
-          '-newkey',
-          'ec',
-          '-pkeyopt',
-          'ec_paramgen_curve:prime256v1',
-          '-nodes',
-          '-days',
-          '2',
-        ],
-        ...['-keyout', key, '-out', cert, '-subj', '/CN=sync.example.com'],
-        ...['-addext', 'subjectAltName=DNS:sync.example.com,IP:127.0.0.1'],
-      ])
-      assert.equal(made.status, 0, made.stderr.toString())
-      await using api = await start({apiTlsCertFile: cert, apiTlsKeyFile: key})
-      assert.match(api.url, /^https:/)
-      const statusAs = (name: string) =>
-        new Promise<number>((resolve, reject) => {
-          httpsGet(
-            `${api.url}/livez`,
-            {
-              ca: readFileSync(cert),
-              headers: {host: name},
-              agent: false,
-              checkServerIdentity: () => undefined,
-            },
-            response => {
-              response.resume()
-              resolve(response.statusCode!)
-            },
-          ).once('error', reject)
+  describe.skipIf(spawnSync('openssl', ['version']).status !== 0)(
+    'with a certificate (needs openssl)',
+    () => {
+      test('it speaks TLS, and goes by the certificate’s names', async () => {
+        await using other = await start({})
+        const files = makeCertificate(other.folder, 'sync.example.com')
+        await using api = await start(files)
+        assert.match(api.url, /^https:/)
+        assert.equal(await statusAs(api.url, files, 'sync.example.com'), 200)
+        assert.equal(await statusAs(api.url, files, 'evil.example'), 403)
+        await assert.rejects(fetch(api.url.replace('https', 'http')))
+      })
+
+      test('one that is renewed is taken; files that do not fit change nothing and are told of', async () => {
+        await using other = await start({})
+        const files = makeCertificate(other.folder, 'old.example.com')
+        let logged = ''
+        const stream = new PassThrough()
+        stream.on('data', (chunk: Buffer) => (logged += chunk.toString()))
+        await using api = await testApi({
+          pool: host,
+          cluster: 'host-a',
+          config: files,
+          log: createLog({level: 'info', format: 'json', stream}),
         })
-      assert.equal(await statusAs('sync.example.com'), 200)
-      assert.equal(await statusAs('evil.example'), 403)
-      await assert.rejects(fetch(api.url.replace('https', 'http')))
-      await writeFile(key, 'changed later')
-      assert.equal(await statusAs('sync.example.com'), 200)
+        const known = {apiTlsCertFile: join(other.folder, 'known.pem')}
+        copyFileSync(files.apiTlsCertFile, known.apiTlsCertFile)
+        await writeFile(files.apiTlsKeyFile, 'changed later')
+        await until(() => logged.includes('keeps its old certificate'))
+        assert.equal(await statusAs(api.url, known, 'old.example.com'), 200)
+
+        makeCertificate(other.folder, 'new.example.com')
+        await until(() => logged.includes('has been read anew'))
+        assert.equal(await statusAs(api.url, files, 'new.example.com'), 200)
+        assert.equal(await statusAs(api.url, files, 'old.example.com'), 403)
+        await assert.rejects(statusAs(api.url, known, 'new.example.com'), /self-signed|certificate/)
+      })
+
+      /** Makes a key and a certificate for itself, or replaces them. */
+      function makeCertificate(folder: string, name: string) {
+        const files = {apiTlsKeyFile: join(folder, 'key.pem'), apiTlsCertFile: join(folder, 'cert.pem')}
+        const made = spawnSync('openssl', [
+          ...[
+            'req',
+            '-x509',
+            '-newkey',
+            'ec',
+            '-pkeyopt',
+            'ec_paramgen_curve:prime256v1',
+            '-nodes',
+            '-days',
+            '2',
+          ],
+          ...['-keyout', files.apiTlsKeyFile, '-out', files.apiTlsCertFile, '-subj', `/CN=${name}`],
+          ...['-addext', `subjectAltName=DNS:${name},IP:127.0.0.1`],
+        ])
+        assert.equal(made.status, 0, made.stderr.toString())
+        return files
+      }
+
+      function statusAs(
+        url: string,
+        {apiTlsCertFile}: {apiTlsCertFile: string},
+        name: string,
+      ): Promise<number> {
+        return new Promise((resolve, reject) => {
+          const options = {
+            ca: readFileSync(apiTlsCertFile),
+            headers: {host: name},
+            agent: false as const,
+            checkServerIdentity: () => undefined,
+          }
+          httpsGet(`${url}/livez`, options, response => {
+            response.resume()
+            resolve(response.statusCode!)
+          }).once('error', reject)
+        })
+      }
     },
   )
 })

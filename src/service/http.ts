@@ -1,9 +1,8 @@
-import {X509Certificate} from 'node:crypto'
-import {readFile} from 'node:fs/promises'
 import {isIP} from 'node:net'
 import {hostname} from 'node:os'
-import {createSecureContext} from 'node:tls'
+import type {Server} from 'node:https'
 import {buildApi} from '../api/app.ts'
+import type {GuessPace} from '../api/guesses.ts'
 import type {ApiPorts} from '../api/ports.ts'
 import {Tokens} from '../api/tokens.ts'
 import type {Notice} from '../cluster/election.ts'
@@ -17,6 +16,7 @@ import {apiPorts, type ApiParts} from './api-ports.ts'
 import {EventFeed} from './event-feed.ts'
 import {HealthWatch, type NodeView} from './health-watch.ts'
 import {Sizes} from './sizes.ts'
+import {followTls, readTls, type Tls} from './tls-files.ts'
 import {tokensFile} from './token-file.ts'
 
 /** What the API of one node is made of. */
@@ -31,6 +31,8 @@ export type ApiDeps = {
   readonly metrics: Metrics
   /** How often event streams say that they are alive. */
   readonly keepAliveMs?: number
+  /** How whoever tries tokens is slowed. */
+  readonly guessPace?: GuessPace
 }
 
 export type ApiConfig = Pick<
@@ -84,7 +86,7 @@ const MOST_POLL_MS = 2_500
 export async function startApi(deps: ApiDeps): Promise<RunningApi> {
   const {config, pool, node, notices, log, metrics} = deps
   refuseOpenDoor(config)
-  const tls = await tlsOf(config)
+  const tls = await readTls(config)
   await using resources = new AsyncDisposableStack()
 
   const documents = new Documents({
@@ -132,11 +134,13 @@ export async function startApi(deps: ApiDeps): Promise<RunningApi> {
     mostWaiting: config.syncQueueSize,
   }
   const ports = apiPorts(parts)
+  const ownNames = [hostname(), node.nodeId, node.role, config.apiHost]
+  let hostNames = [...ownNames, ...(tls?.names ?? [])]
   const app = resources.adopt(
     await buildApi(ports, {
-      tokens: new Tokens(tokensFile(config), log),
+      tokens: new Tokens(tokensFile(config), log, deps.guessPace),
       localNetworks: config.apiLocalNetworks,
-      hostNames: [hostname(), node.nodeId, node.role, config.apiHost, ...(tls?.names ?? [])],
+      hostNames: () => hostNames,
       version: node.version,
       log,
       metrics,
@@ -149,6 +153,18 @@ export async function startApi(deps: ApiDeps): Promise<RunningApi> {
     await app.listen({host: config.apiHost, port: config.apiPort})
   } catch (cause) {
     throw new ApiAddressError(config.apiHost, config.apiPort, cause)
+  }
+  if (tls) {
+    const onChange = ({cert, key, names}: Tls) => {
+      // Whoever is connected stays so; the next handshake has the new one.
+      ;(app.server as unknown as Server).setSecureContext({cert, key})
+      hostNames = [...ownNames, ...names]
+    }
+    const followingTls = followTls(config, {log, onChange}, over.signal)
+    resources.defer(async () => {
+      over.abort()
+      await followingTls
+    })
   }
   const address = app.server.address()
   const port = typeof address === 'object' && address ? address.port : config.apiPort
@@ -175,24 +191,6 @@ function refuseOpenDoor({apiHost, apiTokensFile, apiTlsCertFile, apiLocalNetwork
 
 function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'))
-}
-
-type Tls = {readonly cert: string; readonly key: string; readonly names: readonly string[]}
-
-async function tlsOf({apiTlsCertFile, apiTlsKeyFile}: ApiConfig): Promise<Tls | undefined> {
-  if (apiTlsCertFile === undefined || apiTlsKeyFile === undefined) return undefined
-  try {
-    const [cert, key] = await Promise.all([readFile(apiTlsCertFile, 'utf8'), readFile(apiTlsKeyFile, 'utf8')])
-    createSecureContext({cert, key})
-    const names = new X509Certificate(cert).subjectAltName?.matchAll(/DNS:([^,\s]+)/g) ?? []
-    return {cert, key, names: [...names].map(([, name = '']) => name)}
-  } catch (cause) {
-    throw new UsageError(
-      `API_TLS_CERT_FILE and API_TLS_KEY_FILE cannot be used: ${cause instanceof Error ? cause.message : String(cause)}`,
-      'They name a certificate (with its chain) and its private key, as PEM, which this user may read.',
-      {cause},
-    )
-  }
 }
 
 function metricsPort(metrics: Metrics, {nodeId, startedAt}: NodeView): ApiPorts['metrics'] {
