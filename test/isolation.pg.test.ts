@@ -309,10 +309,18 @@ describe('a host sees and touches no other client’s schema', () => {
 
 describe('a host becomes nobody else', () => {
   refused([
-    ['set role sync_owner', 'grant sync_owner to $A', 'revoke sync_owner from $A'],
+    [
+      'set role sync_owner',
+      'revoke $A from sync_owner; grant sync_owner to $A',
+      'revoke sync_owner from $A; grant $A to sync_owner',
+    ],
     ['set role $B', 'grant $B to $A', 'revoke $B from $A'],
     ['set role postgres', 'alter role $A superuser', 'alter role $A nosuperuser'],
-    ['grant sync_owner to $A', 'alter role $A superuser', 'alter role $A nosuperuser'],
+    [
+      'grant sync_owner to $A',
+      'revoke $A from sync_owner; alter role $A superuser',
+      'alter role $A nosuperuser; revoke sync_owner from $A; grant $A to sync_owner',
+    ],
   ])
 
   test('granting on what it has is without effect', async () => {
@@ -438,6 +446,8 @@ describe('the functions that do more than their caller may', () => {
         'count_marks',
         'detach_deployment',
         'end_older_sessions',
+        'end_rotated_sessions',
+        'epoch_of',
         'erase_row',
         'evolve_schema',
         'forget_run',

@@ -6,6 +6,7 @@ import {testDatabase, type TestDatabase} from '../../test/database.ts'
 import {testHost, type TestHost} from '../../test/host.ts'
 import {proxyTo} from '../../test/proxy.ts'
 import {withChanges, type Endpoint} from '../net/endpoint.ts'
+import {rotatePassword} from '../postgres/admin.ts'
 import {connect} from '../postgres/connect.ts'
 import {silentLog} from '../telemetry/log.ts'
 import {createMetrics} from '../telemetry/metrics.ts'
@@ -171,6 +172,41 @@ test('a takeover ends what the epochs before it have open, and nothing else', as
   await nodes.leader()
   await expect.poll(() => old.lost.aborted, patient).toBe(true)
   assert.equal(other.lost.aborted, false)
+})
+
+test('a takeover ends the sessions of all roles of its host, whichever of them was rotated', async () => {
+  await using place = await setup()
+  const rotation = await rotatePassword(place.db, place.db.endpoint, {cluster: 'host-a', graceMs: 600_000})
+  await using other = await testHost(place.db, 'host-b')
+  for (const [ours, theirs] of [
+    [place.host.endpoint, rotation.endpoint],
+    [rotation.endpoint, place.host.endpoint],
+  ] as const) {
+    await using frozen = connect(theirs, {applicationName: 'owsync/host-a-node-b/0'})
+    await using stranger = connect(other.endpoint, {applicationName: 'owsync/host-a-node-b/0'})
+    await using old = await frozen.reserve()
+    await using innocent = await stranger.reserve()
+    await using nodes = place.nodes({name: 'a', endpoint: ours})
+    await nodes.leader()
+    await expect.poll(() => old.lost.aborted, patient).toBe(true)
+    assert.equal(innocent.lost.aborted, false)
+  }
+})
+
+test('a name that the server may have cut says nothing of an epoch', async () => {
+  await using place = await setup()
+  // Of epoch 12 what is left after 63 bytes is epoch 1.
+  const cut = `owsync/${'c'.repeat(54)}/1`
+  assert.equal(cut.length, 64 - 1)
+  await place.db`update sync_metadata.leader_election set epoch = 11`
+  await using leader = connect(place.host.endpoint, {applicationName: `${cut}2`})
+  await using innocent = await leader.reserve()
+  const [row] = await innocent<{name: string}>`select current_setting('application_name') as name`
+  assert.equal(row?.name, cut)
+  await using nodes = place.nodes('a')
+  await nodes.leader()
+  await place.host`select sync_metadata.end_older_sessions(12)`
+  assert.equal(innocent.lost.aborted, false)
 })
 
 test('the lease is taken from a process that is frozen in its commit', async () => {

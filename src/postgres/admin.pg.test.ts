@@ -39,7 +39,7 @@ describe('granting a host', () => {
     assert.deepEqual(limits, {
       me: login.role,
       cluster: 'prod-1',
-      connections: 20,
+      connections: 24,
       rolsuper: false,
       rolbypassrls: false,
       rolcreaterole: false,

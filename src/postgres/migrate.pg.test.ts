@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import {appendFile, cp, mkdtemp, rm, writeFile} from 'node:fs/promises'
+import {appendFile, cp, mkdtemp, readdir, rm, writeFile} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {describe, test} from 'vitest'
@@ -73,6 +73,19 @@ describe('migrating', () => {
     )
     assert.deepEqual(await db`select to_regclass('sync_metadata.good') as good`, [{good: null}])
     assert.equal(await version(db), next)
+  })
+
+  test('gives the owner a part in roles that were made before, so that a takeover can end their sessions', async () => {
+    await using db = await emptyDatabase()
+    await using folder = await copyOfSql()
+    for (const name of await readdir(folder.path)) if (name >= '0015') await rm(join(folder.path, name))
+    await migrate(db, {sqlFolder: folder.path})
+    await using host = await testHost(db)
+    const isMember = async () =>
+      (await db<{is: boolean}>`select pg_has_role('sync_owner', ${host.role}, 'usage') as is`)[0]?.is
+    assert.equal(await isMember(), false)
+    await migrate(db)
+    assert.equal(await isMember(), true)
   })
 
   test('is refused where text is not UTF-8', async () => {

@@ -7,6 +7,7 @@ import type {Config} from '../config/config.ts'
 import {SyncError, UsageError} from '../core/errors.ts'
 import {together} from '../core/together.ts'
 import type {Endpoint} from '../net/endpoint.ts'
+import {applicationName} from '../postgres/application-name.ts'
 import {connect} from '../postgres/connect.ts'
 import type {Connection, Pool} from '../postgres/sql.ts'
 import type {Log} from '../telemetry/log.ts'
@@ -51,8 +52,8 @@ export async function runNode(
   signal: AbortSignal,
 ): Promise<void> {
   await using resources = new AsyncDisposableStack()
-  const applicationName = `owsync/${config.clusterName}-${config.role}`
-  const place = resources.use(await locateTarget(config, {applicationName}, signal))
+  const name = applicationName(`${config.clusterName}-${config.role}`)
+  const place = resources.use(await locateTarget(config, {applicationName: name}, signal))
   const clusterName = await clusterOf(config, place.endpoint, {log: baseLog, signal})
   if (clusterName === undefined) return
   const nodeId = `${clusterName}-${config.role}`
@@ -72,7 +73,7 @@ export async function runNode(
   const sessions = resources.use(
     connect(place.endpoint, {
       max: SESSION_CONNECTIONS,
-      applicationName: `owsync/${nodeId}`,
+      applicationName: applicationName(nodeId),
       observer: observePool(metrics, 'session'),
     }),
   )
@@ -82,7 +83,7 @@ export async function runNode(
     resources.use(
       connect(place.endpoint, {
         max: API_CONNECTIONS,
-        applicationName: `owsync/${nodeId}/api`,
+        applicationName: applicationName(nodeId, 'api'),
         answerWithinMs: ANSWER_WITHIN_MS,
         observer: observePool(metrics, 'api'),
       }),
@@ -235,7 +236,7 @@ async function lead({config, endpoint, log: nodeLog, metrics, notices}: Node, le
   await endOlderWorkers(config.stateDir, config.clusterName, lease.epoch, log)
   await using pool = connect(endpoint, {
     max: LEADER_CONNECTIONS,
-    applicationName: `owsync/${lease.nodeId}/${lease.epoch}`,
+    applicationName: applicationName(lease.nodeId, lease.epoch),
     answerWithinMs: config.syncTimeoutMs + 10_000,
     observer: observePool(metrics, 'leader'),
   })

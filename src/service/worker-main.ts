@@ -1,5 +1,6 @@
 import type {Lease} from '../cluster/lease.ts'
 import {parseEndpoint, withChanges} from '../net/endpoint.ts'
+import {applicationName} from '../postgres/application-name.ts'
 import {connect} from '../postgres/connect.ts'
 import type {PoolSeen, StatementSeen} from '../postgres/observe.ts'
 import type {Pool} from '../postgres/sql.ts'
@@ -69,7 +70,7 @@ class Worker {
     this.#pool = connect(endpoint, {
       // A first load copies on two connections and builds indexes on a third.
       max: 3,
-      applicationName: `owsync/${settings.nodeId}/${settings.epoch}`,
+      applicationName: applicationName(settings.nodeId, settings.epoch),
       answerWithinMs: settings.answerWithinMs,
       onAnswer: () => {
         this.#progressAt = performance.now()
