@@ -31,6 +31,8 @@ const ANSWER_WITHIN_MS = 2_000
 const SLICE_MS = 100
 /** How long taking the lease waits for a commit that is under way. */
 const LOCK_WAIT_MS = 1_000
+/** So long after taking the lease a leader may still be about to take the hint. */
+const NEW_LEADER_MS = 1_000
 /** After so many renewals a hint that its leader disproved is asked for again. */
 const HINT_REST = 3
 
@@ -93,13 +95,17 @@ export class ElectionSession {
     const {nodeId, clusterName, renewEveryMs} = this.#options
     const asks =
       mayBid && this.#isSession && this.#hint === undefined && performance.now() >= this.#noHintUntil
+    // Of whoever is wanted to lead, or has just begun to: taken from under it, the session that took it would be ended.
+    const isOurs = fragment`not l.paused and coalesce(w.preferred, ${nodeId}) = ${nodeId} and (
+      l.expires_at < clock_timestamp()
+      or coalesce(l.acquired_at, '-infinity') < clock_timestamp() - ${NEW_LEADER_MS}::float8 * interval '1 millisecond')`
     const [found] = await this.#answer(this.#connection<SeenLease & {hint: boolean; pid: number}>`
       select l.leader_id as "leaderId", l.epoch, l.expires_at < clock_timestamp() as "isFree",
         l.expires_at as "expiresAt", l.renewed_at as "renewedAt", l.paused as "isPaused", w.preferred,
         (select n.instance from sync_metadata.sync_nodes n
           where n.host_id = (select sync_metadata.my_host()) and n.node_id = l.leader_id) as instance,
         ${this.#isAlive(fragment`w.preferred`)} as "isPreferredAlive",
-        ${asks ? fragment`pg_try_advisory_lock(${hintKey(clusterName)})` : fragment`${this.#hint !== undefined}::boolean`} as hint,
+        ${asks ? fragment`case when ${isOurs} then pg_try_advisory_lock(${hintKey(clusterName)}) else false end` : fragment`${this.#hint !== undefined}::boolean`} as hint,
         pg_backend_pid() as pid
       from sync_metadata.leader_election l
       cross join lateral (select case when l.preferred_until > clock_timestamp() then l.preferred end as preferred) w

@@ -112,6 +112,24 @@ test('a promotion is followed at once, and one to a node that is not there is no
   await expect.poll(() => other?.leads, patient).toBe(false)
 })
 
+test('no node loses its session by a handover', async () => {
+  await using place = await setup()
+  await using nodes = place.nodes('a', 'b', 'c')
+  let leader = await nodes.leader()
+  for (let round = 0; round < 12; round++) {
+    await expect.poll(() => place.beating(), patient).toBe(3)
+    const next = nodes.list[(nodes.list.indexOf(leader) + 1) % 3] as TestNode
+    await place.host`select sync_metadata.prefer_node(${next.nodeId}, 30000)`
+    await expect.poll(() => next.leads, patient).toBe(true)
+    await expect.poll(() => nodes.list.every(({view}) => view?.leaderId === next.nodeId), patient).toBe(true)
+    leader = next
+  }
+  for (const {metrics, nodeId} of nodes.list) {
+    const {values} = await metrics.heartbeatFailures.get()
+    assert.deepEqual(values, [], nodeId)
+  }
+})
+
 test('a paused cluster keeps its leader and gets no new one', async () => {
   await using place = await setup()
   await using nodes = place.nodes('a', 'b')

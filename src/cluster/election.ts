@@ -258,6 +258,7 @@ class Election {
         case 'hand-over':
           this.#log.info({to: decision.to, epoch: this.#row.epoch}, 'the lease is handed over')
           await this.#release(session, new FencedOutError(`the lease was handed over to ${decision.to}`))
+          this.#rest(REST_MS)
           await this.#look(session)
           break
         case 'stop':

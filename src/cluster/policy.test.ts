@@ -106,6 +106,7 @@ describe('a standby', () => {
     ['takes the lease of a process that has ended at once', heldByB, {isLeaderGone: true}, acquire(true)],
     ['takes the lease that its own process before had', ours, {}, acquire(false)],
     ['rests after it lost the lease', {...free}, {restMs: 300, hintHeldMs: 5_000}, wait(300)],
+    ['does not rest when it is wanted', {...free, preferred: A}, {restMs: 300}, acquire(false)],
     [
       'does not lead again before its last term has ended',
       free,

@@ -73,7 +73,8 @@ export function decide({nodeId, row, standing}: View): Decision {
   }
   const {isSettling, restMs, hasSession, hintHeldMs, freeForMs, isLeaderGone} = standing
   if (isSettling || row.isPaused || wanted !== nodeId) return {do: 'wait', ms: POLL_MS}
-  if (restMs > 0) return {do: 'wait', ms: Math.min(restMs, POLL_MS)}
+  // Whoever is asked for by name does not let others go first.
+  if (restMs > 0 && row.preferred !== nodeId) return {do: 'wait', ms: Math.min(restMs, POLL_MS)}
   const isHolderDead = isLeaderGone || hintHeldMs !== undefined
   // An earlier process of this node had it; nobody else may be called like us.
   if (row.leaderId === nodeId || isLeaderGone) return {do: 'acquire', isHolderDead}
