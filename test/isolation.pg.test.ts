@@ -300,9 +300,14 @@ describe('a host sees and touches no other client’s schema', () => {
       'revoke select on beta.t, beta.live_t from $A; revoke usage on schema beta from $A',
     ],
     ['copy beta.t to stdout', ...beta('select')],
-    ["insert into beta.t (_sync_key) values ('evil')", ...beta('insert')],
+    // There it is an editor, whose inserts and deletes are more than they look.
+    [
+      "insert into beta.t (_sync_key) values ('evil')",
+      `${beta('select, insert, update')[0]}; insert into sync_metadata.table_keys values ('$beta_id', 'beta', 't', '{id}', '{text}')`,
+      `${beta('select, insert, update')[1]}; delete from sync_metadata.table_keys where schema_name = 'beta'`,
+    ],
     ["update beta.t set id = 'evil'", ...beta('update')],
-    ['delete from beta.t', ...beta('delete')],
+    ['delete from beta.t', ...beta('select, update, delete')],
     ['lock table beta.t in access share mode', ...beta('select')],
   ])
 })

@@ -1,11 +1,19 @@
 import assert from 'node:assert/strict'
+import {randomBytes} from 'node:crypto'
+import {cp, mkdtemp, readdir, rm} from 'node:fs/promises'
+import {tmpdir} from 'node:os'
+import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {afterAll, beforeAll, describe, test} from 'vitest'
+import {emptyDatabase, type TestDatabase} from '../../test/database.ts'
 import {editorOf} from '../../test/editor.ts'
-import {codeOf} from '../../test/host.ts'
+import {codeOf, evolve, hostWithClient, testClient, testHost} from '../../test/host.ts'
 import {leadingClient, leadingHost, type LeadingHost} from '../../test/leading-host.ts'
+import {withChanges} from '../net/endpoint.ts'
+import {rotatePassword, transferClient} from './admin.ts'
 import {connect} from './connect.ts'
-import {raw, type Sql} from './sql.ts'
+import {migrate} from './migrate.ts'
+import {raw, type Pool, type Sql} from './sql.ts'
 
 let leader: LeadingHost
 beforeAll(async () => {
@@ -316,6 +324,153 @@ test('tables with marks are found, and no others', async () => {
   await t.run(`update $schema.other set _sync_edited_by = null`, leader.host)
   assert.deepEqual(await marked(), [])
 })
+
+describe('a host of the client', () => {
+  const table = [
+    {op: 'create_table', table: 't', columns: [{name: 'id', type: 'text'}]},
+    {op: 'finish_table', table: 't'},
+  ]
+
+  /** Writes a row as somebody. @returns whether that left a mark. */
+  async function marks(admin: Sql, as: Sql, key: string): Promise<boolean> {
+    await as`update acme.t set id = ${key} where _sync_key = 'x'`
+    const [row] = await admin<{
+      by: string | null
+    }>`select _sync_edited_by as by from acme.t where _sync_key = 'x'`
+    await admin`alter table acme.t disable trigger user`
+    await admin`update acme.t set _sync_edited_by = null`
+    await admin`alter table acme.t enable trigger user`
+    return row!.by !== null
+  }
+
+  async function withRow() {
+    const client = await hostWithClient()
+    await evolve(client.host, client.id, ...table)
+    await client.host`insert into acme.t (id, _sync_key) values ('x', 'x')`
+    return client
+  }
+
+  /** Somebody with the rights of a host, given by hand: by name as `db grant-access` would never. */
+  async function impostor(db: TestDatabase, role: string): Promise<AsyncDisposable & Pool> {
+    const password = randomBytes(12).toString('hex')
+    await db`${raw(`create role ${role} login password '${password}'`)}`
+    await db`${raw(`grant usage on schema acme to ${role}; grant all on all tables in schema acme to ${role};
+      grant all on all functions in schema acme to ${role}`)}`
+    const pool = connect(withChanges(db.endpoint, {user: role, password}), {
+      max: 1,
+      applicationName: 'owsync-test',
+    })
+    return Object.assign(pool, {
+      async [Symbol.asyncDispose]() {
+        await pool.end()
+        await db`${raw(`drop owned by ${role} cascade; drop role ${role}`)}`
+      },
+    })
+  }
+
+  test('is not who is only called like one', async () => {
+    await using client = await withRow()
+    const role = `sync_host_${randomBytes(6).toString('hex')}`
+    await using other = await impostor(client.db, role)
+    assert.equal(await marks(client.db, client.host, 'mine'), false)
+    assert.equal(await marks(client.db, other, 'edited'), true)
+    // No sync has said what its key is: the guard has looked at it, which spares none but hosts.
+    assert.equal(
+      await codeOf(Promise.resolve(other`insert into acme.t (id, _sync_key) values ('y', 'y')`)),
+      'OS006',
+    )
+    await other`delete from acme.t where _sync_key = 'x'`
+    assert.deepEqual(
+      await client.db`select _sync_deleted_at is not null as gone, _sync_edited_by as by from acme.t`,
+      [{gone: true, by: role}],
+    )
+  })
+
+  test('is not who has a table and not the right to be looked at: every change is refused', async () => {
+    await using client = await withRow()
+    const role = `sync_host_${randomBytes(6).toString('hex')}`
+    await using other = await impostor(client.db, role)
+    await client.db`${raw(`revoke all on all functions in schema acme from ${role}`)}`
+    for (const sql of [
+      'update acme.t set id = null',
+      'delete from acme.t',
+      `insert into acme.t values ('y', 'y')`,
+    ])
+      assert.equal(await codeOf(Promise.resolve(other`${raw(sql)}`)), 'SYNC_PERMISSION', sql)
+  })
+
+  test('is not another host, whatever rights it was given', async () => {
+    await using client = await withRow()
+    await using other = await testHost(client.db, 'host-b')
+    await client.db`${raw(`grant usage on schema acme to ${other.role}; grant all on acme.t to ${other.role}`)}`
+    assert.equal(await marks(client.db, other, 'edited'), true)
+    assert.equal(await codeOf(Promise.resolve(other`truncate acme.t`)), 'OS006')
+  })
+
+  test('is not the superuser', async () => {
+    await using client = await withRow()
+    assert.equal(await marks(client.db, client.db, 'edited'), true)
+  })
+
+  test('is each of its roles while its password is rotated, and none whose time is over', async () => {
+    await using client = await withRow()
+    const {db, host} = client
+    const next = await rotatePassword(db, db.endpoint, {cluster: 'host-a', graceMs: 3_600_000})
+    await using second = connect(next.endpoint, {max: 1, applicationName: 'owsync-test'})
+    assert.equal(await marks(db, second, 'new'), false)
+    assert.equal(await marks(db, host, 'old'), false)
+    // Its session goes on, and its rights with it until they are taken.
+    await db`update sync_metadata.host_roles set valid_until = now() where db_role = ${host.role}`
+    assert.equal(await marks(db, host, 'late'), true)
+    assert.equal(await marks(db, second, 'new again'), false)
+  })
+
+  test('is the new one after a transfer, for tables that were there and for others', async () => {
+    await using client = await withRow()
+    const {db, host, id} = client
+    await using other = await testHost(db, 'host-b')
+    await transferClient(db, {client: 'acme', toCluster: 'host-b'})
+    assert.equal(await marks(db, other, 'theirs'), false)
+    await db`${raw(`grant usage on schema acme to ${host.role}; grant all on acme.t to ${host.role}`)}`
+    assert.equal(await marks(db, host, 'not mine any more'), true)
+    await evolve(other, id, {...table[0], table: 'u'}, {...table[1], table: 'u'})
+    await other`insert into acme.u (id, _sync_key) values ('x', 'x')`
+    assert.deepEqual(await db`select _sync_edited_by as by from acme.u`, [{by: null}])
+  })
+
+  test('is known to clients of an earlier version once the control schema is migrated', async () => {
+    await using db = await emptyDatabase()
+    await using folder = await sqlUpTo(12)
+    await migrate(db, {sqlFolder: folder.path})
+    await using host = await testHost(db)
+    const id = await testClient(host)
+    await evolve(host, id, ...table, {...table[0], table: 'loading'})
+    await host`insert into acme.t (id, _sync_key) values ('x', 'x')`
+    const role = `sync_host_${randomBytes(6).toString('hex')}`
+    await using other = await impostor(db, role)
+    assert.equal(await marks(db, other, 'as one was called'), false)
+    await migrate(db)
+    await db`${raw(`grant execute on all functions in schema acme to ${role}`)}`
+    assert.equal(await marks(db, other, 'as one is'), true)
+    assert.equal(await marks(db, host, 'mine'), false)
+    assert.equal(await codeOf(Promise.resolve(other`delete from acme.loading`)), 'OS006')
+    await host`insert into acme.loading (id, _sync_key) values ('x', 'x')`
+    await evolve(host, id, {op: 'finish_table', table: 'loading'})
+    assert.deepEqual(
+      await db`select count(*)::int as triggers from pg_trigger where tgrelid = 'acme.loading'::regclass`,
+      [{triggers: 4}],
+    )
+  })
+})
+
+/** The control schema's files up to a version. */
+async function sqlUpTo(version: number): Promise<AsyncDisposable & {readonly path: string}> {
+  const own = new URL('../../sql', import.meta.url)
+  const path = await mkdtemp(join(tmpdir(), 'owsync-sql-'))
+  await cp(own, path, {recursive: true})
+  for (const name of await readdir(path)) if (Number(name.slice(0, 4)) > version) await rm(join(path, name))
+  return {path, [Symbol.asyncDispose]: () => rm(path, {recursive: true, force: true})}
+}
 
 test('clients from before the triggers get them, and editors their right to delete', async () => {
   await using t = await edited(chats)

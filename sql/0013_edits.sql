@@ -1,0 +1,160 @@
+-- Foreign edits: who is a host of a client is what host_roles says, and nothing else. A role that is only called like
+-- one, and the role of another host, are editors like any other.
+
+set local role sync_owner;
+
+/* Writes `_sync_is_host(name)` of a client's schema: whether a login is a valid role of the host that has the client.
+
+   Its names stand in its text, so that it is one comparison that the triggers' conditions are compiled with: they are
+   asked for each row that a sync writes, and neither a look-up nor a call is to be had for that. A condition is checked
+   with the rights of whoever writes, so that hosts and editors may execute it; who was granted a table by hand and not
+   this is refused. */
+create function sync_metadata.write_host_check(p_schema text) returns void
+  language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_check text;
+  v_role  text;
+begin
+  if to_regnamespace(quote_ident(p_schema)) is null then
+    return;
+  end if;
+  -- One after the other: two that replace a function at once are an error.
+  perform pg_advisory_xact_lock(hashtext('openwebui-sync hosts'), hashtext(p_schema));
+  select string_agg(
+      case when r.valid_until is null then format('p_login = %L::name', r.db_role)
+        else format('(p_login = %L::name and now() < %L::timestamptz)', r.db_role, r.valid_until) end,
+      ' or ' order by r.valid_until nulls first, r.db_role)
+    into v_check
+  from sync_metadata.client_deployments d
+  join sync_metadata.host_roles r using (host_id)
+  where d.schema_name = p_schema and (r.valid_until is null or r.valid_until > now());
+  execute format('create or replace function %I._sync_is_host(p_login name) returns boolean
+    language sql stable parallel safe return %s', p_schema, coalesce(v_check, 'false'));
+  -- Of other hosts too: such a role is an editor like any other.
+  execute format('grant execute on function %I._sync_is_host(name) to sync_service', p_schema);
+  for v_role in
+    select g.db_role from sync_metadata.client_deployments d
+    join sync_metadata.access_grants g using (deployment_id)
+    join pg_catalog.pg_roles p on p.rolname = g.db_role
+    where d.schema_name = p_schema and g.mode = 'edit'
+  loop
+    execute format('grant execute on function %I._sync_is_host(name) to %I', p_schema, v_role);
+  end loop;
+end $$;
+
+/* Keeps the check of each client in step with host_roles, and with which host it is of. A client without tables has
+   none yet: install_marks writes it. */
+create function sync_metadata.note_host_roles() returns trigger
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_old jsonb := case when tg_op <> 'INSERT' then to_jsonb(old) end;
+  v_new jsonb := case when tg_op <> 'DELETE' then to_jsonb(new) end;
+begin
+  perform sync_metadata.write_host_check(c.schema_name)
+  from (
+    select d.schema_name from sync_metadata.client_deployments d
+    where case when tg_table_name = 'host_roles'
+        then d.host_id in ((v_old ->> 'host_id')::uuid, (v_new ->> 'host_id')::uuid)
+        else d.deployment_id = (v_new ->> 'deployment_id')::uuid end
+      and to_regprocedure(format('%I._sync_is_host(name)', d.schema_name)) is not null
+    order by d.schema_name
+  ) c;
+  return null;
+end $$;
+
+create trigger note_host_roles after insert or update or delete on sync_metadata.host_roles
+  for each row execute function sync_metadata.note_host_roles();
+create trigger note_host_roles after update of host_id on sync_metadata.client_deployments
+  for each row when (new.host_id is distinct from old.host_id) execute function sync_metadata.note_host_roles();
+
+create or replace function sync_metadata.set_rights(p_schema text, p_role text, p_mode text) returns void
+  language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_table text;
+begin
+  if to_regnamespace(quote_ident(p_schema)) is null
+      or not exists (select 1 from pg_catalog.pg_roles r where r.rolname = p_role) then
+    return;
+  end if;
+  execute format('revoke all on all tables in schema %I from %I', p_schema, p_role);
+  execute format('revoke all on all functions in schema %I from %I', p_schema, p_role);
+  execute format('revoke all on schema %I from %I', p_schema, p_role);
+  if p_mode is not null then
+    execute format('grant usage on schema %I to %I', p_schema, p_role);
+    execute format('grant select on all tables in schema %I to %I', p_schema, p_role);
+  end if;
+  if p_mode in ('host', 'edit') then
+    perform sync_metadata.grant_writes(p_schema, p_role);
+  end if;
+  if p_mode = 'edit' then
+    for v_table in select t.qualified from sync_metadata.tables_of(p_schema) t loop
+      execute format('grant delete on %s to %I', v_table, p_role);
+    end loop;
+    execute format('grant execute on all functions in schema %I to %I', p_schema, p_role);
+  end if;
+end $$;
+
+drop function sync_metadata.install_marks(text);
+
+/* Gives each table of a client the triggers it lacks, or all of them anew. A table whose first load goes on has no key
+   yet: nobody else may change it, and no trigger for its rows keeps COPY from writing many at once. */
+create function sync_metadata.install_marks(p_schema text, p_anew boolean default false) returns void
+  language plpgsql set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_table    text;
+  v_loading  boolean;
+  v_was      boolean;
+  v_foreign  constant text := format('when (not %I._sync_is_host(session_user))', p_schema);
+begin
+  if p_anew or to_regprocedure(format('%I._sync_is_host(name)', p_schema)) is null then
+    perform sync_metadata.write_host_check(p_schema);
+  end if;
+  for v_table, v_loading, v_was in
+    select t.qualified,
+      not exists (select 1 from pg_catalog.pg_index i where i.indrelid = c.oid and i.indisprimary),
+      exists (select 1 from pg_catalog.pg_trigger g where g.tgrelid = c.oid and g.tgname = '_sync_loading')
+    from sync_metadata.tables_of(p_schema) t
+    join pg_catalog.pg_class c on c.oid = t.qualified::regclass
+    where p_anew
+      or not exists (select 1 from pg_catalog.pg_trigger g where g.tgrelid = c.oid and g.tgname = '_sync_2_mark')
+  loop
+    if v_loading then
+      if p_anew or not v_was then
+        execute format('create or replace trigger _sync_loading before insert or update or delete or truncate on %s
+          for each statement %s execute function sync_metadata.refuse_edit()', v_table, v_foreign);
+      end if;
+      continue;
+    end if;
+    if v_was then
+      execute format('drop trigger _sync_loading on %s', v_table);
+    end if;
+    execute format('create or replace trigger _sync_1_guard before insert or update on %s
+      for each row %s execute function sync_metadata.guard_edit()', v_table, v_foreign);
+    execute format('create or replace trigger _sync_2_mark before insert or update or delete on %s
+      for each row %s execute function sync_metadata.mark_edit()', v_table, v_foreign);
+    execute format('create or replace trigger _sync_3_announce after insert or update or delete on %s
+      for each statement %s execute function sync_metadata.announce_edit()', v_table, v_foreign);
+    execute format('create or replace trigger _sync_truncate before truncate on %s
+      for each statement %s execute function sync_metadata.refuse_edit()', v_table, v_foreign);
+  end loop;
+end $$;
+
+-- Clients that are there already.
+do $$
+declare
+  v_schema text;
+begin
+  for v_schema in
+    select d.schema_name from sync_metadata.client_deployments d
+    where to_regnamespace(quote_ident(d.schema_name)) is not null
+    order by d.schema_name
+  loop
+    perform sync_metadata.install_marks(v_schema, p_anew => true);
+  end loop;
+end $$;
+
+reset role;
