@@ -3,6 +3,7 @@ import {isSize, sizes, sourceFile} from './file.ts'
 import {benchApi} from './api.ts'
 import type {Benchmark} from './bench.ts'
 import {benchCommitLatencyRollback, benchCommitLatencyWal} from './commit-latency.ts'
+import {benchEdits} from './edits.ts'
 import {benchFailover} from './failover.ts'
 import {benchFirstLoad} from './first-load.ts'
 import {benchFleet} from './fleet.ts'
@@ -28,6 +29,7 @@ const benchmarks: Readonly<Record<string, Benchmark>> = {
   growth: benchGrowth,
   verify: benchVerify,
   memory: benchMemory,
+  edits: benchEdits,
   fleet: benchFleet,
   restore: benchRestore,
   failover: benchFailover,

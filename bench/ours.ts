@@ -43,11 +43,11 @@ export function owsync(
   args: readonly string[],
   database: Pick<Database, 'url'>,
   stateDir: string,
+  codes: readonly number[] = [0],
 ): Promise<Run> {
   const main = join(import.meta.dirname, '../src/main.ts')
-  return run(process.execPath, [...launcher.flags, main, ...args, '--json'], {
-    env: {...environmentOf(database, stateDir), ...launcher.environment},
-  })
+  const options = {env: {...environmentOf(database, stateDir), ...launcher.environment}}
+  return run(process.execPath, [...launcher.flags, main, ...args, '--json'], options, codes)
 }
 
 /** The first load of a file, as one process. */

@@ -21,12 +21,14 @@ export function areInstalled(...programs: readonly string[]): boolean {
 /**
  * Runs a program and waits for its end.
  *
- * @throws Error with what it said when it ends with anything but 0.
+ * @param codes how it may end.
+ * @throws Error with what it said when it ends otherwise.
  */
 export async function run(
   program: string,
   args: readonly string[],
   options: SpawnOptions = {},
+  codes: readonly number[] = [0],
 ): Promise<Run> {
   const startedAt = performance.now()
   const child = spawn(program, args, {...options, stdio: ['ignore', 'pipe', 'pipe']})
@@ -45,7 +47,8 @@ export async function run(
   })
   const peak = child.pid === undefined ? 0 : watchPeak(child.pid, ended.signal)
   const {code, ms} = await exit
-  if (code !== 0) throw new Error(`${program} ended with ${code}: ${err}${out.slice(-1_000)}`)
+  if (code === null || !codes.includes(code))
+    throw new Error(`${program} ended with ${code}: ${err}${out.slice(-1_000)}`)
   return {ms, out, peakMb: await peak}
 }
 

@@ -4,7 +4,7 @@ import {applyTable, clearColumn, isSent, TableRefusedError, tombstoneAll} from '
 import {valuesOfRow} from '../target/encode.ts'
 import {passedOver, passedOverInStage, stagedSides, type SourceSide} from '../target/marks.ts'
 import type {Operation} from '../target/plan.ts'
-import {decideRows, Tally, type Court} from './conflicts.ts'
+import {decideRows, PAGE_ROWS, Tally, type Court} from './conflicts.ts'
 import type {Cut, QuarantinedRow} from './cut.ts'
 import {rulesOf, type Rules} from '../conflict/rules.ts'
 import type {Loaded} from './first-load.ts'
@@ -101,23 +101,26 @@ async function writeCut(tx: Tx, court: Court, cut: Cut, care: Care, signal: Abor
     }
     const skip = care.skip(spool.layout.source)
     const passed = await applyTable(tx, schemaName, changes, skip, signal)
-    if (passed.upserts > 0) await decideUpserts(tx, court, spool, isSent(changes, skip))
-    if (passed.tombstones > 0) {
-      const keys = await passedOver(tx, schemaName, spool.layout, spool.tombstones)
-      await decideRows(tx, court, spool.layout, keys, nothing)
-    }
+    if (passed.upserts > 0) await decideUpserts(tx, court, spool, isSent(changes, skip), passed.upserts)
+    if (passed.tombstones > 0) await decideTombstones(tx, court, spool)
   }
   if (cut.widenings.length > 0)
     await tx`select sync_metadata.evolve_schema(${deploymentId}, ${json(cut.widenings)})`
 }
 
 /** Decides about rows that stay in the source and that the upsert has passed over. */
-async function decideUpserts(tx: Tx, court: Court, spool: Spool, isSmall: boolean): Promise<void> {
+async function decideUpserts(
+  tx: Tx,
+  court: Court,
+  spool: Spool,
+  isSmall: boolean,
+  most: number,
+): Promise<void> {
   const {layout} = spool
   const {schemaName} = court.deployment
   if (!isSmall) {
-    const keys = await passedOverInStage(tx, schemaName, layout)
-    await decideRows(tx, court, layout, keys, page => stagedSides(tx, layout, page))
+    for await (const keys of passedOverInStage(tx, schemaName, layout, most, PAGE_ROWS))
+      await decideRows(tx, court, layout, keys, page => stagedSides(tx, layout, page))
     return
   }
   const rows = new Map((spool.small ?? []).map(row => [row.key, row]))
@@ -129,6 +132,17 @@ async function decideUpserts(tx: Tx, court: Court, spool: Spool, isSmall: boolea
   }
   await decideRows(tx, court, layout, keys, () => Promise.resolve(sides))
 }
+
+/** Decides about rows that the source has no more and that the tombstones have passed over. */
+async function decideTombstones(tx: Tx, court: Court, {layout, tombstones}: Spool): Promise<void> {
+  for (let at = 0; at < tombstones.length; at += MANY_KEYS) {
+    const some = tombstones.slice(at, at + MANY_KEYS)
+    const keys = await passedOver(tx, court.deployment.schemaName, layout, some)
+    await decideRows(tx, court, layout, keys, nothing)
+  }
+}
+
+const MANY_KEYS = 10_000
 
 /** The source has none of the rows. */
 const nothing = () => Promise.resolve(new Map<string, SourceSide>())

@@ -15,6 +15,7 @@ import {refusal} from '../target/apply.ts'
 import {RowEncoder} from '../target/encode.ts'
 import {lockMarked, settle, type MarkedRow, type Settlement, type SourceSide} from '../target/marks.ts'
 import {baseOf} from './base.ts'
+import {nextPage, sizeOf} from './paging.ts'
 import type {LedgerSide} from '../state/ledger-data.ts'
 import {
   closeEntries,
@@ -49,6 +50,8 @@ export class Tally {
   pending = 0
   /** Rules asked that people are told. */
   notify = 0
+  /** How many rows are decided about at once; follows from how large the last ones were. */
+  pageRows = 10
 
   add(decided: Omit<Decided, 'count'>): void {
     const id = JSON.stringify([decided.table, decided.type, decided.strategy, decided.status])
@@ -77,8 +80,9 @@ export type Court = {
   readonly tally: Tally
 }
 
-/** Rows a statement: the longest values may be megabytes. */
-const PAGE_ROWS = 200
+/** Rows a statement, and bytes as far as the last ones tell: the longest values may be megabytes. */
+export const PAGE_ROWS = 200
+const PAGE_BYTES = 2 * 1024 * 1024
 
 /**
  * Decides about rows that a write has passed over, and makes them so.
@@ -93,22 +97,26 @@ export async function decideRows(
   sides: (keys: readonly string[]) => Promise<ReadonlyMap<string, SourceSide>>,
 ): Promise<void> {
   const sorted = [...new Set(keys)].sort()
-  for (let at = 0; at < sorted.length; at += PAGE_ROWS) {
-    const page = sorted.slice(at, at + PAGE_ROWS)
-    await decidePage(tx, court, layout, page, await sides(page))
+  const {tally} = court
+  for (let at = 0; at < sorted.length;) {
+    const page = sorted.slice(at, at + tally.pageRows)
+    at += page.length
+    const bytes = await decidePage(tx, court, layout, page, await sides(page))
+    tally.pageRows = nextPage(page.length, bytes, {rows: PAGE_ROWS, bytes: PAGE_BYTES})
   }
 }
 
+/** @returns how many bytes the rows had on both sides. */
 async function decidePage(
   tx: Tx,
   court: Court,
   layout: TableLayout,
   keys: readonly string[],
   sides: ReadonlyMap<string, SourceSide>,
-): Promise<void> {
+): Promise<number> {
   const {deployment, by, jobId} = court
   const marked = await lockMarked(tx, deployment.schemaName, layout, keys)
-  if (marked.length === 0) return
+  if (marked.length === 0) return 0
   const ids = marked.flatMap(({divergedBy}) => divergedBy ?? [])
   const standings = await readStandings(tx, deployment.deploymentId, ids)
   const settlements: Settlement[] = []
@@ -131,6 +139,8 @@ async function decidePage(
   }
   await closeEntries(tx, deployment.deploymentId, closed, by)
   await writeEntries(tx, deployment.deploymentId, jobId, entries)
+  const rows = [...marked.flatMap(({target}) => target ?? []), ...sides.values()]
+  return rows.reduce((sum, {values}) => sum + sizeOf(values), 0)
 }
 
 type Decision = {readonly settlement: Settlement; readonly entry: LedgerEntry | undefined}

@@ -229,6 +229,8 @@ class Gathering implements Disposable {
     const {tables, operations} = widenTables(withSeen(this.#plan.tables, this.#encoders))
     const schema = schemaOf(capture.spec, tables)
     let taken = 0
+    // Encoders of their own: what these rows hold has been seen.
+    const takers = new Map<string, RowEncoder>()
     return {
       capture,
       plan: this.#plan,
@@ -248,9 +250,12 @@ class Gathering implements Disposable {
       },
       take: (table, row) => {
         taken++
-        const layout = this.#layouts.get(table) as TableLayout
-        // An encoder of its own: what these rows hold has been seen.
-        this.#spool(layout).add(new RowEncoder(layout).encode(row))
+        let encoder = takers.get(table)
+        if (encoder === undefined) {
+          encoder = new RowEncoder(this.#layouts.get(table) as TableLayout)
+          takers.set(table, encoder)
+        }
+        this.#spool(encoder.layout).add(encoder.encode(row))
       },
       takeAbsent: (table, key) => {
         taken++

@@ -5,10 +5,12 @@ import {whenFree, type Source} from '../source/open.ts'
 import {TableReader} from '../source/read.ts'
 import {markedTables, queuedRows, type QueuedRow} from '../target/marks.ts'
 import type {Cut} from './cut.ts'
+import {nextPage, sizeOf} from './paging.ts'
 
-const PAGE_ROWS = 500
-/** Rows looked up under one lock: each is a step down an index. */
+const PAGE_ROWS = 200
+/** Rows looked up under one lock: each is a step down an index. Fewer when they are large. */
 const LOCK_ROWS = 50
+const LOCK_BYTES = 4 * 1024 * 1024
 
 /**
  * Takes marked rows that the source has not changed into a cut, so that they are decided with it: those that the source
@@ -30,16 +32,21 @@ export async function takeMarked(
   const inOneTransaction = await whenFree(source, () => isWal(source), signal)
   const pace = new Pace(source, inOneTransaction ? undefined : lockBudgetMs, signal)
   let taken = 0
+  // Large rows come in a few at a time, as far as the last ones tell.
+  let lockRows = 1
   for (const table of await markedTables(sql, schemaName)) {
     const layout = layouts.get(table)
     const spec = specs.get(layout?.source ?? '')
     if (layout === undefined || spec === undefined) continue
     const reader = new TableReader(source.db, spec)
     for await (const page of queuedRows(sql, schemaName, layout, PAGE_ROWS)) {
-      for (let at = 0; at < page.length; at += LOCK_ROWS) {
-        const some = page.slice(at, at + LOCK_ROWS)
+      for (let at = 0; at < page.length;) {
+        const some = page.slice(at, at + lockRows)
+        at += some.length
         const found = await pace.read(() => reader.locked(() => reader.find(some.map(wantedOf))))
         const rows = new Map(found.rows.map(row => [row.key, row]))
+        const bytes = found.rows.reduce((sum, row) => sum + sizeOf(row.values), 0)
+        lockRows = nextPage(some.length, bytes, {rows: LOCK_ROWS, bytes: LOCK_BYTES})
         for (const queued of some) {
           const row = rows.get(queued.key)
           if (row === undefined) {

@@ -48,7 +48,7 @@ function spoolOf(rows: readonly TargetRow[], limit: {rows: number; bytes: number
 
 async function streamed(spool: Spool, ...skip: readonly number[]): Promise<Buffer> {
   const pieces: Uint8Array[] = []
-  for await (const piece of spool.stream(new Set(skip))) pieces.push(piece)
+  for await (const piece of spool.stream(new Set(skip))) pieces.push(Buffer.from(piece))
   return Buffer.concat(pieces)
 }
 

@@ -1,4 +1,5 @@
-import {createReadStream, closeSync, openSync, readdirSync, rmSync, writeSync} from 'node:fs'
+import {closeSync, openSync, readdirSync, rmSync, writeSync} from 'node:fs'
+import {open} from 'node:fs/promises'
 import {join} from 'node:path'
 import {COPY_HEADER, COPY_TRAILER, endOfTuple, TupleWriter, type TargetRow} from '../target/copy-format.ts'
 import {makeFolder} from '../core/folder.ts'
@@ -77,7 +78,8 @@ export class Spool implements Disposable {
   }
 
   /**
-   * The rows as a binary COPY stream.
+   * The rows as a binary COPY stream, in memory that is used again: a piece is to be sent before the one after the next
+   * is asked for.
    *
    * @param skip numbers of rows to leave out, counted from 1 as Postgres counts them.
    */
@@ -109,7 +111,7 @@ export class Spool implements Disposable {
   async *#pieces(): AsyncIterable<Buffer> {
     if (this.#fd !== undefined) {
       this.#flush()
-      yield* createReadStream(this.#file, {highWaterMark: FLUSH_BYTES})
+      yield* this.#read()
       return
     }
     const writer = new TupleWriter(this.layout.columns.map(column => column.type))
@@ -134,13 +136,25 @@ export class Spool implements Disposable {
     }
   }
 
+  /** The file's bytes, in memory that is used again: a piece is good until the one after the next is asked for. */
+  async *#read(): AsyncIterable<Buffer> {
+    await using file = await open(this.#file)
+    const buffers = [Buffer.allocUnsafeSlow(FLUSH_BYTES), Buffer.allocUnsafeSlow(FLUSH_BYTES)] as const
+    for (let turn = 0; ; turn ^= 1) {
+      const {buffer, bytesRead} = await file.read(buffers[turn as 0 | 1])
+      if (bytesRead === 0) return
+      yield buffer.subarray(0, bytesRead)
+    }
+  }
+
   #flush(): void {
     const fd = this.#fd
     if (fd === undefined) return
-    const bytes = this.#writer.take()
-    this.#bytes += bytes.length
-    inStateDir(this.#file, () => {
-      for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at)
+    this.#writer.drain(bytes => {
+      this.#bytes += bytes.length
+      inStateDir(this.#file, () => {
+        for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at)
+      })
     })
   }
 }

@@ -56,6 +56,12 @@ export class TupleWriter {
     return written
   }
 
+  /** Hands over what has been written, which is good until `write` has ended, and starts anew in the same memory. */
+  drain(write: (bytes: Buffer) => void): void {
+    write(this.#buffer.subarray(0, this.#at))
+    this.#at = 0
+  }
+
   #value(value: Typed, type: PgType): void {
     if (value === null) {
       this.#null()

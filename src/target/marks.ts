@@ -60,12 +60,10 @@ export async function* queuedRows(
   layout: TableLayout,
   limit: number,
 ): AsyncGenerator<QueuedRow[]> {
-  const parts = layout.key.map(name =>
-    canonicalValue(layout.columns.find(column => column.source === name) as ColumnLayout),
-  )
+  const parts = layout.key.map(name => layout.columns.find(column => column.source === name) as ColumnLayout)
   for (let after: string | undefined; ;) {
-    const rows: {key: string; hash: Buffer | null; parts: (string | null)[]}[] = await sql`
-      select _sync_key as key, _sync_hash as hash, array[${raw(parts.join(', '))}]::text[] as parts
+    const rows: (WithValues & {key: string; hash: Buffer | null})[] = await sql`
+      select _sync_key as key, _sync_hash as hash${raw(valuesSql(parts))}
       from ${raw(nameOf(schema, layout))}
       where _sync_edited_by is not null ${after === undefined ? raw('') : fragment`and _sync_key > ${after}`}
       order by _sync_key limit ${limit}`
@@ -73,7 +71,7 @@ export async function* queuedRows(
       yield rows.map(row => ({
         key: row.key,
         hash: row.hash ?? undefined,
-        parts: row.parts.map(part => (part === null ? null : fromCanonical(part))),
+        parts: valuesOf(parts, row),
       }))
     after = rows.at(-1)?.key
     if (rows.length < limit) return
@@ -98,31 +96,62 @@ export async function* divergedRows(
   limit: number,
 ): AsyncGenerator<DivergedRow[]> {
   for (let after: string | undefined; ;) {
-    const rows: {key: string; hash: Buffer; values: (string | null)[]; source: string | null}[] = await tx`
-      select _sync_key as key, _sync_hash as hash, ${raw(valuesSql(layout))} as values, c.source_data::text as source
+    const rows: (WithValues & {key: string; hash: Buffer; source: string | null})[] = await tx`
+      select _sync_key as key, _sync_hash as hash, c.source_data::text as source${raw(valuesSql(layout.columns))}
       from ${raw(nameOf(schema, layout))} t
       left join sync_metadata.conflict_log c on c.conflict_id = t._sync_diverged
       where _sync_diverged is not null and _sync_hash is not null
         ${after === undefined ? raw('') : fragment`and _sync_key > ${after}`}
       order by _sync_key limit ${limit}`
-    if (rows.length > 0) yield rows.map(row => ({...row, values: valuesOf(row.values)}))
+    if (rows.length > 0)
+      yield rows.map(row => ({
+        key: row.key,
+        hash: row.hash,
+        values: valuesOf(layout.columns, row),
+        source: row.source,
+      }))
     after = rows.at(-1)?.key
     if (rows.length < limit) return
   }
 }
 
-/** Keys of the staged rows that were passed over. */
-export async function passedOverInStage(tx: Tx, schema: string, layout: TableLayout): Promise<string[]> {
-  const rows = await tx<{key: string}>`
-    select distinct t._sync_key as key from ${raw(STAGE)} s
+/**
+ * Keys of the staged rows that were passed over, in their order, in pages of at most `limit`. What is decided about a page
+ * before the next one is asked for changes nothing about that one.
+ *
+ * @param most how many there can be.
+ */
+export async function* passedOverInStage(
+  tx: Tx,
+  schema: string,
+  layout: TableLayout,
+  most: number,
+  limit: number,
+): AsyncGenerator<string[]> {
+  const touched = fragment`select distinct _sync_key from ${raw(STAGE)} s
     join ${raw(nameOf(schema, layout))} t using (_sync_key) where ${raw(TOUCHED)}`
-  // They are asked for again some at a time, and nothing says yet where which one is.
-  if (rows.length > MANY_ROWS)
-    await tx`${raw(`create index on ${STAGE} (_sync_key); analyze ${STAGE} (_sync_key)`)}`
-  return rows.map(({key}) => key)
+  if (most <= limit) {
+    const rows = await tx<{key: string}>`select _sync_key as key from (${touched}) t order by _sync_key`
+    if (rows.length > 0) yield rows.map(({key}) => key)
+    return
+  }
+  // Found once, and the rows of each page by an index: nothing says yet where which one is.
+  await tx`drop table if exists ${raw(PASSED)}`
+  await tx`create temp table _sync_passed on commit drop as ${touched}`
+  await tx`${raw(`create index on ${PASSED} (_sync_key); analyze ${PASSED};
+    create index on ${STAGE} (_sync_key); analyze ${STAGE} (_sync_key)`)}`
+  for (let after: string | undefined; ;) {
+    const rows: {key: string}[] = await tx`
+      select _sync_key as key from ${raw(PASSED)}
+      ${after === undefined ? raw('') : fragment`where _sync_key > ${after}`} order by _sync_key limit ${limit}`
+    if (rows.length > 0) yield rows.map(({key}) => key)
+    after = rows.at(-1)?.key
+    if (rows.length < limit) return
+  }
 }
 
-const MANY_ROWS = 500
+/** The temporary table of the keys that {@link passedOverInStage} has found, as a quoted qualified name. */
+const PASSED = 'pg_temp."_sync_passed"'
 
 /** Keys of a table's rows with a mark or an accepted difference: of those that are asked for, or of all. */
 export async function passedOver(
@@ -143,10 +172,10 @@ export async function stagedSides(
   layout: TableLayout,
   keys: readonly string[],
 ): Promise<Map<string, SourceSide>> {
-  const rows = await tx<{key: string; digest: Buffer; values: (string | null)[]}>`
-    select distinct on (_sync_key) _sync_key as key, _sync_hash as digest, ${raw(valuesSql(layout))} as values
+  const rows = await tx<WithValues & {key: string; digest: Buffer}>`
+    select distinct on (_sync_key) _sync_key as key, _sync_hash as digest${raw(valuesSql(layout.columns))}
     from ${raw(STAGE)} where _sync_key = any(${keys}::text[]) order by _sync_key, _sync_line desc`
-  return new Map(rows.map(row => [row.key, {digest: row.digest, values: valuesOf(row.values)}]))
+  return new Map(rows.map(row => [row.key, {digest: row.digest, values: valuesOf(layout.columns, row)}]))
 }
 
 /**
@@ -161,17 +190,18 @@ export async function lockMarked(
   keys: readonly string[],
   which: 'touched' | 'any' = 'touched',
 ): Promise<MarkedRow[]> {
-  const rows = await tx<{
-    key: string
-    by: string | null
-    diverged: string | null
-    hash: Buffer | null
-    gone: boolean
-    digest: Buffer
-    values: (string | null)[]
-  }>`
+  const rows = await tx<
+    WithValues & {
+      key: string
+      by: string | null
+      diverged: string | null
+      hash: Buffer | null
+      gone: boolean
+      digest: Buffer
+    }
+  >`
     select _sync_key as key, _sync_edited_by as by, _sync_diverged as diverged, _sync_hash as hash,
-      _sync_deleted_at is not null as gone, ${raw(digestSql(layout))} as digest, ${raw(valuesSql(layout))} as values
+      _sync_deleted_at is not null as gone, ${raw(digestSql(layout))} as digest${raw(valuesSql(layout.columns))}
     from ${raw(nameOf(schema, layout))} t
     where _sync_key = any(${keys}::text[]) and ${raw(which === 'any' ? 'true' : TOUCHED)}
     order by _sync_key
@@ -181,7 +211,7 @@ export async function lockMarked(
     editedBy: row.by ?? undefined,
     divergedBy: row.diverged ?? undefined,
     hash: row.hash ?? undefined,
-    target: row.gone ? undefined : {digest: row.digest, values: valuesOf(row.values)},
+    target: row.gone ? undefined : {digest: row.digest, values: valuesOf(layout.columns, row)},
   }))
 }
 
@@ -233,16 +263,23 @@ function bookkeeping(settlements: readonly Settlement[]): Fragment {
 
 const TOUCHED = '(t._sync_edited_by is not null or t._sync_diverged is not null)'
 
-function valuesSql(layout: TableLayout): string {
-  return `array[${layout.columns.map(canonicalValue).join(', ')}]::text[]`
+/** A row with what {@link valuesSql} has asked for. */
+type WithValues = Readonly<Record<`v${number}`, string | null>>
+
+/** Columns in canonical form, as `v0`, `v1`, … behind others: an array of them would be taken apart letter by letter. */
+function valuesSql(columns: readonly ColumnLayout[]): string {
+  return columns.map((column, i) => `, ${canonicalValue(column)} as v${i}`).join('')
 }
 
 function canonicalValue(column: ColumnLayout): string {
   return `coalesce(_sync_raw ->> ${literal(column.target)}, ${canonicalSql(quote(column.target), column)})`
 }
 
-function valuesOf(canonicals: readonly (string | null)[]): Value[] {
-  return canonicals.map(value => (value === null ? null : fromCanonical(value)))
+function valuesOf(columns: readonly ColumnLayout[], row: WithValues): Value[] {
+  return columns.map((_, i) => {
+    const value = row[`v${i}`] ?? null
+    return value === null ? null : fromCanonical(value)
+  })
 }
 
 function nameOf(schema: string, layout: TableLayout): string {
