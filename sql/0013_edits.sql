@@ -143,6 +143,50 @@ begin
   end loop;
 end $$;
 
+-- Retention: `retention_days` of each client's own rules.
+
+drop function sync_metadata.purge_history(interval, interval, interval);
+
+/* Removes what the calling host need not know any more: finished jobs with what belongs to them and conflicts that were
+   decided p_jobs ago, events that every cache has seen, and the rows that conflicts show which were decided p_snapshots
+   ago, or as long ago as p_own says of their client: {deployment_id: interval}. @returns how many of each. */
+create function sync_metadata.purge_history(
+    p_jobs interval default '90 days', p_events interval default '1 day', p_snapshots interval default '30 days',
+    p_own jsonb default '{}')
+  returns table (jobs bigint, events bigint, snapshots bigint)
+  language plpgsql security definer set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_host uuid := sync_metadata.require_host();
+  v_mine uuid[] := array(select d.deployment_id from sync_metadata.client_deployments d where d.host_id = v_host);
+begin
+  if least(p_jobs, p_events, p_snapshots) < interval '0' or num_nulls(p_jobs, p_events, p_snapshots) > 0
+      or exists (select 1 from jsonb_each_text(p_own) o where o.value is null or o.value::interval < interval '0') then
+    raise exception 'history is kept for some time' using errcode = 'OS006';
+  end if;
+  delete from sync_metadata.sync_jobs j
+  where j.deployment_id = any (v_mine) and j.status in ('success', 'failed', 'cancelled')
+    and coalesce(j.finished_at, j.created_at) < now() - p_jobs;
+  get diagnostics jobs = row_count;
+  delete from sync_metadata.verifications v where v.deployment_id = any (v_mine) and v.verified_at < now() - p_jobs;
+  delete from sync_metadata.row_quarantine q where q.deployment_id = any (v_mine) and q.resolved_at < now() - p_jobs;
+  delete from sync_metadata.conflict_log c
+  where c.deployment_id = any (v_mine) and c.status <> 'pending' and not c.is_standing
+    and coalesce(c.resolved_at, c.detected_at)
+      < now() - greatest(p_jobs, coalesce((p_own ->> c.deployment_id::text)::interval, p_snapshots));
+  delete from sync_metadata.cache_events e where e.host_id = v_host and e.created_at < now() - p_events;
+  get diagnostics events = row_count;
+  update sync_metadata.conflict_log c
+  set source_data = null, target_data = null, resolved_data = null
+  where c.deployment_id = any (v_mine) and c.status <> 'pending' and not c.is_standing
+    and coalesce(c.resolved_at, c.detected_at)
+      < now() - coalesce((p_own ->> c.deployment_id::text)::interval, p_snapshots)
+    and num_nonnulls(c.source_data, c.target_data, c.resolved_data) > 0;
+  get diagnostics snapshots = row_count;
+  return next;
+end $$;
+grant execute on function sync_metadata.purge_history(interval, interval, interval, jsonb) to sync_service;
+
 -- Clients that are there already.
 do $$
 declare

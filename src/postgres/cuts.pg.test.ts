@@ -198,6 +198,35 @@ describe('what is removed', () => {
     assert.deepEqual(await other`select 1 from sync_metadata.cache_events limit 1`, [{'?column?': 1}])
   })
 
+  test('what decided conflicts show, for as long as each client’s rules say', async () => {
+    await using client = await hostWithClient()
+    const {host, id, db} = client
+    const longer = await testClient(host, 'longer')
+    for (const deployment of [id, longer])
+      await db`insert into sync_metadata.conflict_log
+          (deployment_id, table_name, record_key, conflict_type, status, detected_at, source_data)
+        values (${deployment}, 't', 'week', 'drift', 'resolved', now() - interval '7 days', '{}'),
+          (${deployment}, 't', 'months', 'drift', 'resolved', now() - interval '100 days', '{}'),
+          (${deployment}, 't', 'year', 'drift', 'resolved', now() - interval '366 days', '{}')`
+    const own = JSON.stringify({[id]: '3 days', [longer]: '365 days'})
+    await host`select sync_metadata.purge_history(p_own => ${own})`
+    const left = (deployment: string) => db`
+      select record_key as key, source_data is not null as shown from sync_metadata.conflict_log
+      where deployment_id = ${deployment} order by detected_at desc`
+    assert.deepEqual(await left(id), [{key: 'week', shown: false}])
+    assert.deepEqual(await left(longer), [
+      {key: 'week', shown: true},
+      {key: 'months', shown: true},
+    ])
+    for (const bad of [{[id]: '-1 day'}, {[id]: null}])
+      assert.equal(
+        await codeOf(
+          Promise.resolve(host`select sync_metadata.purge_history(p_own => ${JSON.stringify(bad)})`),
+        ),
+        'OS006',
+      )
+  })
+
   test('one row, everywhere', async () => {
     await using client = await hostWithClient()
     const {host, id, db} = client

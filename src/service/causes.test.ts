@@ -22,6 +22,8 @@ const well: DeploymentCondition = {
   quarantinedRows: 0,
   pendingConflicts: 0,
   recentConflicts: 0,
+  conflictLimit: {threshold: 10, windowMinutes: 10},
+  conflictsToTell: 0,
   differences: 0n,
   lastVerifiedAt: null,
 }
@@ -79,6 +81,12 @@ describe('of a deployment', () => {
     ['a conflict waits', {pendingConflicts: 1}, ['manual_conflict/acme']],
     ['ten conflicts in the window', {recentConflicts: 10}, []],
     ['eleven conflicts in the window', {recentConflicts: 11}, ['conflict_rate/acme']],
+    [
+      'three conflicts, of which two are many',
+      {recentConflicts: 3, conflictLimit: {threshold: 2, windowMinutes: 60}},
+      ['conflict_rate/acme'],
+    ],
+    ['a rule asks that people are told', {conflictsToTell: 1}, ['conflict_notice/acme']],
     ['a verification found something', {differences: 1n}, ['verification_difference/acme']],
     [
       'everything at once',

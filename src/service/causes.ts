@@ -11,7 +11,6 @@ export type AlertLimits = {
   readonly lagSeconds: number
   /** Takeovers within ten minutes: a switchover, or a rolling update, has two or three. */
   readonly takeovers: number
-  readonly conflicts: {readonly threshold: number; readonly windowMinutes: number}
   /** Of DB_SIZE_LIMIT. */
   readonly sizeShare: number
 }
@@ -20,7 +19,6 @@ export const standardLimits: AlertLimits = {
   failures: 3,
   lagSeconds: 600,
   takeovers: 4,
-  conflicts: {threshold: 10, windowMinutes: 10},
   sizeShare: 0.8,
 }
 
@@ -104,11 +102,18 @@ function* deploymentCauses(
       client,
       summary: `${client}: ${deployment.pendingConflicts} conflicts wait for a decision`,
     }
-  if (deployment.recentConflicts > limits.conflicts.threshold)
+  const {threshold, windowMinutes} = deployment.conflictLimit
+  if (deployment.recentConflicts > threshold)
     yield {
       rule: 'conflict_rate',
       client,
-      summary: `${client}: ${deployment.recentConflicts} conflicts within ${limits.conflicts.windowMinutes} minutes`,
+      summary: `${client}: ${deployment.recentConflicts} conflicts within ${windowMinutes} minutes`,
+    }
+  if (deployment.conflictsToTell > 0)
+    yield {
+      rule: 'conflict_notice',
+      client,
+      summary: `${client}: ${deployment.conflictsToTell} conflicts within ten minutes in tables whose rules ask that people are told`,
     }
   if (deployment.differences > 0n)
     yield {

@@ -27,7 +27,7 @@ beforeEach(async () => {
     await admin`delete from sync_metadata.${admin(table)}`
   await admin`update sync_metadata.client_deployments
     set status = 'active', status_reason = null, checked_at = now() + interval '1 day', last_sync_at = null,
-      sync_enabled = true, load_position = null`
+      sync_enabled = true, load_position = null, config = '{}'`
   return () => http[Symbol.asyncDispose]()
 })
 
@@ -161,6 +161,13 @@ const conditions: readonly {
       leader.admin`update sync_metadata.conflict_log set detected_at = now() - interval '11 minutes'`,
   },
   {
+    key: 'conflict_notice/acme',
+    begin: () => leader.admin`insert into sync_metadata.sync_jobs
+      (deployment_id, status, created_at, finished_at, conflicts_detected, result)
+      values (${id}, 'success', now(), now(), 2, '{"conflicts": {"detected": 2, "to_tell": 1}}')`,
+    end: () => leader.admin`update sync_metadata.sync_jobs set finished_at = now() - interval '11 minutes'`,
+  },
+  {
     key: 'verification_difference/acme',
     begin:
       () => leader.admin`insert into sync_metadata.verifications (deployment_id, generation, difference_count)
@@ -226,6 +233,36 @@ test('attempts of one job count, a takeover and a sync that left rows behind do 
   await leader.admin`insert into sync_metadata.sync_jobs (deployment_id, status, attempt, error_code, started_at)
     values (${id}, 'pending', 2, 'SYNC_UNREACHABLE', clock_timestamp() + interval '2 days')`
   await becomes(['raised repeated_failure/acme'])
+})
+
+describe('a client’s own rules', () => {
+  const rule = (own: object) => leader.admin`
+    update sync_metadata.client_deployments set config = ${JSON.stringify({conflict_resolution: own})}::jsonb`
+
+  test('say how many conflicts are many, and within which time', async () => {
+    await rule({notification: {high_conflict_rate: {threshold: 2, time_window_minutes: 60}}})
+    await conflict('resolved', 3)
+    await leader.admin`update sync_metadata.conflict_log set detected_at = now() - interval '30 minutes'`
+    await using _ = watching()
+    await becomes(['raised conflict_rate/acme'])
+    await rule({notification: {high_conflict_rate: {threshold: 2}}})
+    await becomes(['raised conflict_rate/acme', 'recovered conflict_rate/acme'])
+  })
+
+  test('that record nothing do not hide how many there are', async () => {
+    await rule({resolution_log: {enabled: false}})
+    await leader.admin`insert into sync_metadata.sync_jobs
+      (deployment_id, status, created_at, finished_at, conflicts_detected) values (${id}, 'success', now(), now(), 11)`
+    await using _ = watching()
+    await becomes(['raised conflict_rate/acme'])
+  })
+
+  test('with values that are none are passed over', async () => {
+    await rule({notification: {high_conflict_rate: {threshold: 'many', time_window_minutes: null}}})
+    await conflict('resolved', 11)
+    await using _ = watching()
+    await becomes(['raised conflict_rate/acme'])
+  })
 })
 
 describe('over a takeover', () => {

@@ -2,12 +2,14 @@ import {setTimeout as sleep} from 'node:timers/promises'
 import {isDeepStrictEqual} from 'node:util'
 import {fenced, type Lease} from '../cluster/lease.ts'
 import type {Config} from '../config/config.ts'
+import {rulesOf} from '../conflict/rules.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {alertBooks, amendAlertBook, readAlertBook, type AlertBook} from '../state/alert-book.ts'
 import {
   readClusterCondition,
   readDeploymentConditions,
   readSizes,
+  type ConflictLimits,
   type DeploymentCondition,
   type Sizes,
 } from '../state/conditions.ts'
@@ -16,7 +18,7 @@ import {channelsOf, type Channel, type ChannelSettings} from '../telemetry/deliv
 import type {Log} from '../telemetry/log.ts'
 import {countError, type Metrics} from '../telemetry/metrics.ts'
 import {AlertSender} from './alert-outbox.ts'
-import {causesOf, standardLimits, type AlertLimits} from './causes.ts'
+import {causesOf, standardLimits} from './causes.ts'
 
 export type AlertOptions = {
   readonly pool: Pool
@@ -74,7 +76,7 @@ export async function runAlerts(options: AlertOptions, signal: AbortSignal): Pro
 
 class LeaderAlerts {
   readonly #options: AlertOptions
-  readonly #limits: AlertLimits
+  readonly #conflicts: ConflictLimits
   readonly #sender: AlertSender
   readonly #startedAt = performance.now()
   #sizes: {readonly sizes: Sizes; readonly at: number} | undefined
@@ -82,7 +84,8 @@ class LeaderAlerts {
   constructor(options: AlertOptions) {
     const {config, lease, log, metrics} = options
     this.#options = options
-    this.#limits = {...standardLimits, conflicts: conflictRate(config.conflictResolutionConfig?.document)}
+    const {notification, resolutionLog} = rulesOf(config.conflictResolutionConfig)
+    this.#conflicts = {...notification.highConflictRate, isLogged: resolutionLog.enabled}
     const sender = {clusterName: config.clusterName, nodeId: lease.nodeId}
     this.#sender = new AlertSender({
       channels: options.channels ?? channelsOf(config, sender),
@@ -94,7 +97,7 @@ class LeaderAlerts {
 
   async look(signal: AbortSignal): Promise<void> {
     const {pool, config} = this.#options
-    const deployments = await readDeploymentConditions(pool, this.#limits.conflicts.windowMinutes)
+    const deployments = await readDeploymentConditions(pool, this.#conflicts)
     const cluster = await readClusterCondition(pool)
     const sizes = await this.#readSizes()
     this.#fill(deployments, sizes)
@@ -104,7 +107,7 @@ class LeaderAlerts {
       databaseBytes: sizes.databaseBytes,
       sizeLimitBytes: config.dbSizeLimitBytes,
     }
-    const book = await this.#note(causesOf(situation, this.#limits), cluster.now)
+    const book = await this.#note(causesOf(situation, standardLimits), cluster.now)
     if (book.outbox.length === 0) return
     const left = await this.#sender.deliver(book.outbox, signal)
     if (left === book.outbox) return
@@ -164,25 +167,4 @@ class LeaderAlerts {
   get #coolDownMs(): number | undefined {
     return this.#options.coolDownMs
   }
-}
-
-/** `notification.high_conflict_rate` of the conflict rules, where it is given. */
-function conflictRate(document: unknown): AlertLimits['conflicts'] {
-  const rules = fieldOf(document, 'conflict_resolution') ?? document
-  const rate = fieldOf(fieldOf(rules, 'notification'), 'high_conflict_rate')
-  const number = (name: string, standard: number) => {
-    const value = fieldOf(rate, name)
-    return typeof value === 'number' && value > 0 ? value : standard
-  }
-  const {threshold, windowMinutes} = standardLimits.conflicts
-  return {
-    threshold: number('threshold', threshold),
-    windowMinutes: number('time_window_minutes', windowMinutes),
-  }
-}
-
-function fieldOf(value: unknown, name: string): unknown {
-  return typeof value === 'object' && value !== null && Object.hasOwn(value, name)
-    ? (value as Record<string, unknown>)[name]
-    : undefined
 }

@@ -417,6 +417,16 @@ test('once a day what need not be kept is removed, by one leader', async () => {
     await endOf(leader, await askFor(leader, client))
     assert.ok(await findJob(leader.host, old.jobId), 'it was done today')
   }
+  // What decided conflicts show goes after as many days as the client's own rules say.
+  await using patient = await newClient()
+  const settings = {conflict_resolution: {resolution_log: {retention_days: 60}}}
+  await leader.host`update sync_metadata.client_deployments set config = ${JSON.stringify(settings)}::jsonb
+    where client_name = ${patient.name}`
+  for (const {name} of [client, patient])
+    await leader.admin`insert into sync_metadata.conflict_log
+        (deployment_id, table_name, record_key, conflict_type, status, detected_at, source_data)
+      select deployment_id, 't', 'k', 'drift', 'resolved', now() - interval '40 days', '{}'
+      from sync_metadata.client_deployments where client_name = ${name}`
   await leader.host`update sync_metadata.hosts set metadata = metadata || '{"purged_at": "2026-01-01T00:00:00Z", "own": 1}'`
   await using _ = await leadingJobs(leader)
   await until('the old job to go', async () =>
@@ -426,6 +436,11 @@ test('once a day what need not be kept is removed, by one leader', async () => {
     own: number
   }>`select (metadata ->> 'own')::int as own from sync_metadata.hosts`
   assert.equal(host!.own, 1)
+  assert.deepEqual(
+    await leader.admin`select client_name as client from sync_metadata.conflict_log
+      join sync_metadata.client_deployments using (deployment_id) where source_data is not null`,
+    [{client: patient.name}],
+  )
 })
 
 test('rows that somebody has edited are counted', async () => {

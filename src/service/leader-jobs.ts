@@ -3,7 +3,6 @@ import {setTimeout as sleep} from 'node:timers/promises'
 import type {Notice} from '../cluster/election.ts'
 import {fenced, type Lease} from '../cluster/lease.ts'
 import type {Config} from '../config/config.ts'
-import {rulesOf} from '../conflict/rules.ts'
 import {backoffMs} from '../core/backoff.ts'
 import {Bell} from '../core/bell.ts'
 import {UsageError} from '../core/errors.ts'
@@ -191,7 +190,7 @@ class Leading implements AsyncDisposable {
           {
             everyMs: retentionMs,
             tombstonesMs: config.tombstoneRetentionMs,
-            snapshotDays: rulesOf(config.conflictResolutionConfig).resolutionLog.retentionDays,
+            conflictConfig: config.conflictResolutionConfig,
           },
           this.#signal,
         )

@@ -1,4 +1,4 @@
-import type {Sql} from '../postgres/sql.ts'
+import {raw, type Sql} from '../postgres/sql.ts'
 
 /** What the control schema says about a deployment that somebody may have to hear of. */
 export type DeploymentCondition = {
@@ -21,8 +21,12 @@ export type DeploymentCondition = {
   readonly lastErrorCode: string | null
   readonly quarantinedRows: number
   readonly pendingConflicts: number
-  /** Within the window that was asked for. */
+  /** Within the window that its rules name. */
   readonly recentConflicts: number
+  /** From more of them on people are told. */
+  readonly conflictLimit: {readonly threshold: number; readonly windowMinutes: number}
+  /** Conflicts of the last ten minutes whose rules ask that people are told. */
+  readonly conflictsToTell: number
   /** What the last verification found and did not put right. */
   readonly differences: bigint
   readonly lastVerifiedAt: Date | null
@@ -35,11 +39,24 @@ export type ClusterCondition = {
   readonly takeovers: number
 }
 
-/** @returns this host's deployments, as they are now. One round trip, and none that reads clients' data. */
+/** What the rules say that hold for clients without their own. */
+export type ConflictLimits = DeploymentCondition['conflictLimit'] & {
+  /** Decisions are recorded. */
+  readonly isLogged: boolean
+}
+
+/**
+ * @param limits of the deployments whose rules do not name their own.
+ * @returns this host's deployments, as they are now. One round trip, and none that reads clients' data.
+ */
 export async function readDeploymentConditions(
   sql: Sql,
-  conflictWindowMinutes: number,
+  limits: ConflictLimits,
 ): Promise<DeploymentCondition[]> {
+  // A client's own rules have been checked when they were set; a value that is none after all is passed over.
+  const own = (path: string, type: string) =>
+    raw(`case when jsonb_typeof(d.config #> '{conflict_resolution,${path}}') = '${type}'
+      then d.config #>> '{conflict_resolution,${path}}' end`)
   return await sql<DeploymentCondition>`
     select d.deployment_id as "deploymentId", d.client_name as client, d.status, d.status_reason as "statusReason",
       d.sync_enabled as "isEnabled", d.load_position is not null as "isLoading",
@@ -47,18 +64,31 @@ export async function readDeploymentConditions(
       extract(epoch from now() - coalesce(greatest(d.last_sync_at, d.checked_at), d.created_at))::float8
         as "uncheckedSeconds",
       greatest(d.last_sync_at, d.checked_at) is not null as "hasSynced",
-      -- By way of JSON: the column is younger than the table.
-      coalesce(extract(epoch from now() - (to_jsonb(d) ->> 'behind_since')::timestamptz), 0)::float8 as "behindSeconds",
+      coalesce(extract(epoch from now() - d.behind_since), 0)::float8 as "behindSeconds",
       f.sync as "syncFailures", f.verify as "verifyFailures", f.code as "lastErrorCode",
       (select count(*)::int from sync_metadata.row_quarantine q
         where q.deployment_id = d.deployment_id and q.resolved_at is null) as "quarantinedRows",
       (select count(*)::int from sync_metadata.conflict_log c
         where c.deployment_id = d.deployment_id and c.status = 'pending') as "pendingConflicts",
-      (select count(*)::int from sync_metadata.conflict_log c
-        where c.deployment_id = d.deployment_id
-          and c.detected_at > now() - ${conflictWindowMinutes} * interval '1 minute') as "recentConflicts",
+      -- Where decisions are not recorded, the syncs say how many they were.
+      case when l.is_logged then (select count(*)::int from sync_metadata.conflict_log c
+        where c.deployment_id = d.deployment_id and c.detected_at > now() - l.minutes * interval '1 minute')
+      else (select coalesce(sum(j.conflicts_detected), 0)::int from sync_metadata.sync_jobs j
+        where j.deployment_id = d.deployment_id and j.created_at > now() - l.minutes * interval '1 minute' - interval '1 day'
+          and j.finished_at > now() - l.minutes * interval '1 minute') end as "recentConflicts",
+      json_build_object('threshold', l.threshold, 'windowMinutes', l.minutes) as "conflictLimit",
+      (select coalesce(sum((j.result #>> '{conflicts,to_tell}')::int), 0)::int from sync_metadata.sync_jobs j
+        where j.deployment_id = d.deployment_id and j.created_at > now() - interval '1 day'
+          and j.finished_at > now() - interval '10 minutes' and j.conflicts_detected > 0) as "conflictsToTell",
       greatest(0, coalesce(v.difference_count - v.repaired, 0)) as differences, v.verified_at as "lastVerifiedAt"
     from sync_metadata.client_deployments d
+    cross join lateral (
+      select coalesce((${own('resolution_log,enabled', 'boolean')})::boolean, ${limits.isLogged}) as is_logged,
+        coalesce((${own('notification,high_conflict_rate,threshold', 'number')})::float8, ${limits.threshold}::float8)
+          as threshold,
+        coalesce((${own('notification,high_conflict_rate,time_window_minutes', 'number')})::float8,
+          ${limits.windowMinutes}::float8) as minutes
+    ) l
     left join lateral (
       select w.difference_count, w.repaired, w.verified_at from sync_metadata.verifications w
       where w.deployment_id = d.deployment_id order by w.verified_at desc limit 1

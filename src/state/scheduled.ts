@@ -1,4 +1,4 @@
-import type {Sql} from '../postgres/sql.ts'
+import {json, type Sql} from '../postgres/sql.ts'
 import type {Deployment} from './deployments.ts'
 
 /** A deployment as its leader needs to know it to look after it. Ages are of the database's clock. */
@@ -94,11 +94,18 @@ export async function claimRetention(sql: Sql, everyMs: number): Promise<boolean
 /**
  * Removes finished jobs, seen events, what belongs to them, and the rows that decided conflicts of so many days ago show.
  *
+ * @param own days of the deployments that have their own.
  * @returns how many jobs.
  */
-export async function purgeHistory(sql: Sql, snapshotDays: number): Promise<bigint> {
+export async function purgeHistory(
+  sql: Sql,
+  snapshotDays: number,
+  own: ReadonlyMap<string, number> = new Map(),
+): Promise<bigint> {
+  const intervals = Object.fromEntries([...own].map(([id, days]) => [id, `${days} days`]))
   const [row] = await sql<{jobs: bigint}>`
-    select jobs from sync_metadata.purge_history(p_snapshots => ${snapshotDays}::int * interval '1 day')`
+    select jobs from sync_metadata.purge_history(p_snapshots => ${snapshotDays}::int * interval '1 day',
+      p_own => ${json(intervals)})`
   return row?.jobs ?? 0n
 }
 

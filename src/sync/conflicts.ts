@@ -48,8 +48,8 @@ export class Tally {
   resolved = 0
   /** By how many the pending ones of the deployment have become more. */
   pending = 0
-  /** Rules asked that people are told. */
-  notify = 0
+  /** Decided ones of which rules ask that people are told; of those that wait for them they are told anyway. */
+  toTell = 0
   /** How many rows are decided about at once; follows from how large the last ones were. */
   pageRows = 10
 
@@ -180,7 +180,7 @@ function decide(
     status: isPending ? 'pending' : 'resolved',
     ms: performance.now() - since,
   })
-  if (ruling.notify || isPending) court.tally.notify++
+  if (ruling.notify && !isPending) court.tally.toTell++
   const common = {key, hash: source?.digest, divergedBy: isStanding ? conflictId : undefined}
   const settlement: Settlement =
     verdict.keep === 'target'

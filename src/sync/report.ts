@@ -87,12 +87,18 @@ export class Report {
   /** What the control schema records of this run, and tells those who wait for its cut. */
   job(run: Pick<SyncRun, 'jobId' | 'triggeredBy'>, mode: 'full' | 'incremental'): Record<string, unknown> {
     const failed = this.#refused.length > 0
+    const done = this.done(mode, 0n)
     return {
       ...(run.jobId === undefined ? {} : {job_id: run.jobId}),
       sync_type: mode,
       triggered_by: run.triggeredBy ?? 'cli',
       // The cut itself says which generation it has become.
-      result: {...this.done(mode, 0n), generation: undefined, details: undefined},
+      result: {
+        ...done,
+        conflicts: {...done.conflicts, ...(this.#conflicts.toTell > 0 && {to_tell: this.#conflicts.toTell})},
+        generation: undefined,
+        details: undefined,
+      },
       tables: this.#changes.map(({table}) => table),
       status: failed ? 'failed' : 'success',
       rows_upserted: this.#upserted,

@@ -9,6 +9,7 @@ export const alertRules = {
   rows_quarantined: {severity: 'warning', section: 'alert-rows-quarantined'},
   manual_conflict: {severity: 'warning', section: 'alert-manual-conflict'},
   conflict_rate: {severity: 'warning', section: 'alert-conflict-rate'},
+  conflict_notice: {severity: 'warning', section: 'alert-conflict-notice'},
   verification_difference: {severity: 'critical', section: 'alert-verification-difference'},
   target_size: {severity: 'warning', section: 'alert-target-size'},
 } as const satisfies Readonly<Record<string, {readonly severity: Severity; readonly section: string}>>
