@@ -30,3 +30,12 @@ export function affinityOf(declared: string): Affinity {
   if (/REAL|FLOA|DOUB/.test(type)) return 'real'
   return 'numeric'
 }
+
+/** Whether two values are one: of the same storage class, with the same content. */
+export function isSameValue(a: Value, b: Value): boolean {
+  if (a instanceof RawText || b instanceof RawText)
+    return a instanceof RawText && b instanceof RawText && Buffer.compare(a.bytes, b.bytes) === 0
+  if (a instanceof Uint8Array || b instanceof Uint8Array)
+    return a instanceof Uint8Array && b instanceof Uint8Array && Buffer.compare(a, b) === 0
+  return Object.is(a, b)
+}

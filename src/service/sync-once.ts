@@ -231,6 +231,7 @@ async function dryRunOf(
     quarantinedRows: 0,
     pendingConflicts: 0,
     hasMarks: false,
+    hasUnwritten: false,
     config: {},
   }
   try {

@@ -23,6 +23,8 @@ export type Deployment = {
   readonly pendingConflicts: number
   /** Somebody else has edited rows since they were last decided. */
   readonly hasMarks: boolean
+  /** It is two_way, and rows were decided that its source does not have so. */
+  readonly hasUnwritten: boolean
   /** Overrides of settings, as they were written. */
   readonly config: unknown
 }
@@ -49,7 +51,10 @@ export async function findDeployment(sql: Sql, schemaName: string): Promise<Depl
         where q.deployment_id = d.deployment_id and q.resolved_at is null) as "quarantinedRows",
       (select count(*)::int from sync_metadata.conflict_log c
         where c.deployment_id = d.deployment_id and c.status = 'pending') as "pendingConflicts",
-      exists (select from sync_metadata.marked_tables(d.schema_name)) as "hasMarks", config
+      exists (select from sync_metadata.marked_tables(d.schema_name)) as "hasMarks",
+      direction = 'two_way' and exists (select from sync_metadata.conflict_log c
+        where c.deployment_id = d.deployment_id and c.is_standing and c.status in ('resolved', 'undone')) as "hasUnwritten",
+      config
     from sync_metadata.client_deployments d
     where schema_name = ${schemaName} and host_id = (select sync_metadata.my_host())`
   return row

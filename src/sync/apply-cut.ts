@@ -30,6 +30,65 @@ export async function applyCut(
   loaded: Loaded | undefined,
   signal: AbortSignal,
 ): Promise<bigint | undefined> {
+  const {deployment, lease} = run
+  const advance = async (tx: Tx) => {
+    const [row] = await tx<{generation: bigint}>`
+      select sync_metadata.advance_generation(${deployment.deploymentId}, ${deployment.generation}, ${cutId},
+        ${lease.epoch}, ${json({...report.job(run, modeOf(run, loaded)), node_id: lease.nodeId})}) as generation`
+    return (row as {generation: bigint}).generation
+  }
+  return await inOneTransaction({run, report, sidecar, cut, loaded}, advance, signal)
+}
+
+/**
+ * Applies a cut and takes all of it back: what `look` sees at its end is what would have come of it.
+ *
+ * @returns `undefined` when Postgres refused all there was.
+ */
+export async function rehearseCut<T>(
+  run: SyncRun,
+  report: Report,
+  sidecar: Sidecar,
+  cut: Cut,
+  look: (tx: Tx) => Promise<T>,
+  signal: AbortSignal,
+): Promise<T | undefined> {
+  const seen: {value?: T} = {}
+  try {
+    await inOneTransaction(
+      {run, report, sidecar, cut, loaded: undefined},
+      async tx => {
+        seen.value = await look(tx)
+        throw new TakenBack()
+      },
+      signal,
+    )
+  } catch (error) {
+    if (!(error instanceof TakenBack)) throw error
+  }
+  return seen.value
+}
+
+/** Ends a transaction that was only tried. */
+class TakenBack extends Error {}
+
+async function inOneTransaction<T>(
+  {
+    run,
+    report,
+    sidecar,
+    cut,
+    loaded,
+  }: {
+    readonly run: SyncRun
+    readonly report: Report
+    readonly sidecar: Sidecar
+    readonly cut: Cut
+    readonly loaded: Loaded | undefined
+  },
+  end: (tx: Tx) => Promise<T>,
+  signal: AbortSignal,
+): Promise<T | undefined> {
   const {pool, lease, deployment, limits} = run
   const care = new Care()
   let rules: Rules | undefined
@@ -42,8 +101,9 @@ export async function applyCut(
         jobId: run.jobId,
         by: lease.nodeId,
         tally: new Tally(),
+        written: run.written,
       }
-      const generation = await pool.begin(
+      return await pool.begin(
         async tx => {
           await writeCut(tx, court, cut, care, signal)
           report.conflicts = court.tally
@@ -51,14 +111,10 @@ export async function applyCut(
             await saveSourceSchema(tx, deployment.deploymentId, deployment.generation + 1n, cut.schema)
           await recordQuarantine(tx, deployment, report.refused)
           lease.signal.throwIfAborted()
-          const [row] = await tx<{generation: bigint}>`
-            select sync_metadata.advance_generation(${deployment.deploymentId}, ${deployment.generation}, ${cutId},
-              ${lease.epoch}, ${json({...report.job(run, modeOf(run, loaded)), node_id: lease.nodeId})}) as generation`
-          return (row as {generation: bigint}).generation
+          return await end(tx)
         },
         {setLocal: {statement_timeout: `${limits.statementTimeoutMs}ms`}, signal: lease.signal},
       )
-      return generation
     } catch (error) {
       const refused = await care.learn(error, cut)
       if (refused === undefined) throw error

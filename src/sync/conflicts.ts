@@ -1,6 +1,6 @@
 import {rowDigester} from '../core/canonical.ts'
 import type {TableLayout} from '../core/layout.ts'
-import {RawText, type Value} from '../core/value.ts'
+import {isSameValue, type Value} from '../core/value.ts'
 import {
   rulingOn,
   type Conflict,
@@ -8,7 +8,7 @@ import {
   type RowValues,
   type Ruling,
 } from '../conflict/conflict.ts'
-import type {Rules} from '../conflict/rules.ts'
+import {ruleFor, type Rules} from '../conflict/rules.ts'
 import type {Tx} from '../postgres/sql.ts'
 import type {Deployment} from '../state/deployments.ts'
 import {refusal} from '../target/apply.ts'
@@ -70,6 +70,20 @@ export class Tally {
   }
 }
 
+/** A row as a sync has written it to the source: until a capture has met it there, this is what both sides have. */
+export type WrittenRow = {
+  /** Values of the key columns; absent where the key holds a rowid. */
+  readonly parts: readonly Value[] | undefined
+  /** Digest of the source's row before, and as it was written; `undefined`: none. */
+  readonly before: Uint8Array | undefined
+  readonly source: Uint8Array | undefined
+  /** Digest of the target's row. It may differ in what SQLite computes. */
+  readonly target: Uint8Array | undefined
+}
+
+/** Rows that have been written, by the source's name of the table and by key. */
+export type Written = ReadonlyMap<string, ReadonlyMap<string, WrittenRow>>
+
 /** What deciding takes. */
 export type Court = {
   readonly deployment: Deployment
@@ -78,6 +92,8 @@ export type Court = {
   /** Who decides, for the ledger: the node. */
   readonly by: string
   readonly tally: Tally
+  /** What was written to the source since the last cut. */
+  readonly written?: Written | undefined
 }
 
 /** Rows a statement, and bytes as far as the last ones tell: the longest values may be megabytes. */
@@ -155,15 +171,33 @@ function decide(
   const since = performance.now()
   const {key} = row
   const agreed = {key, hash: source?.digest, divergedBy: undefined}
-  const type = classify(row, source)
+  const written = court.written?.get(layout.source)?.get(key)
+  // What was written to the source is what both sides had last.
+  const hash = written === undefined ? row.hash : written.source && Buffer.from(written.source)
+  const type = classify({hash, target: row.target}, source)
   if (type === 'equal') return {settlement: {...agreed, do: 'keep'}, entry: undefined}
+  const isAsItWas = row.editedBy === undefined
+  if (isAsItWas && written !== undefined && isSame(row.target?.digest, written.target)) {
+    // The app has changed what we had written, and nobody the target: that is a change like any other.
+    const taken: Settlement =
+      source === undefined
+        ? {...agreed, do: 'delete'}
+        : {...agreed, do: 'write', row: encoded(layout, key, source)}
+    return {settlement: taken, entry: undefined}
+  }
+  const isComputedOnly = differsInComputed(layout, source, row.target)
+  if (isComputedOnly && isAsItWas && source !== undefined)
+    return {settlement: {...agreed, do: 'write', row: encoded(layout, key, source)}, entry: undefined}
   // Somebody made a row and took it away again before anybody else had one: all there is is the source's.
   if (type === 'new in source' && source !== undefined)
     return {settlement: {...agreed, do: 'write', row: encoded(layout, key, source)}, entry: undefined}
 
-  const conflict = conflictOf(layout, row, source, type as ConflictType, court.deployment)
+  const conflict = conflictOf(layout, {...row, hash}, source, type as ConflictType, court.deployment)
   const rules = court.rules()
-  const ruling = rulingOn(conflict, rules)
+  const decided = rulingOn(conflict, rules)
+  const ruling: Ruling = isComputedOnly
+    ? {...decided, verdict: {keep: 'source'}, reason: 'only SQLite computes what was edited', fields: []}
+    : decided
   const {verdict} = ruling
   const isPending = verdict.keep === 'target' && verdict.isPending === true
   const merged = verdict.keep === 'merged' ? sideOfMerged(layout, key, verdict.row, row, source) : undefined
@@ -213,6 +247,54 @@ function decide(
     ].join('; '),
   }
   return {settlement, entry}
+}
+
+/**
+ * What a rule or a person had kept and the source does not take: it is for a person to decide, and until then both sides
+ * stay as they are.
+ */
+export function refusedEntry(
+  court: Court,
+  layout: TableLayout,
+  {key, target}: MarkedRow,
+  {
+    why,
+    reason,
+    found,
+  }: {
+    readonly why: 'constraint' | 'type'
+    /** As SQLite says it. */
+    readonly reason: string
+    /** The source's row. */
+    readonly found: SourceSide | undefined
+  },
+): LedgerEntry {
+  const rules = court.rules()
+  const {strategy, entry, place} = ruleFor(rules, layout.source)
+  const type = why === 'constraint' ? 'constraint_violation' : 'type_mismatch'
+  court.tally.add({table: layout.source, type, strategy, status: 'pending', ms: 0})
+  court.tally.pending++
+  court.tally.notify++
+  const source = found && {digest: found.digest, values: found.values}
+  const differs = differing(layout, source, target)
+  const whole = rules.resolutionLog.includeDataSnapshot
+  return {
+    conflictId: newConflictId(),
+    table: layout.target,
+    key,
+    type,
+    source: ledgerSide(layout, source, whole, differs),
+    target: ledgerSide(layout, target, whole, differs),
+    resolved: undefined,
+    strategy,
+    rule: `${entry} (${place})`,
+    outcome: undefined,
+    status: 'pending',
+    isStanding: true,
+    editedBy: undefined,
+    resolvedBy: undefined,
+    notes: `the source does not take it: ${reason}; a person decides`,
+  }
 }
 
 /** What both sides did since the last cut. The source's row of then is known by its digest alone. */
@@ -295,6 +377,18 @@ export function encoded(layout: TableLayout, key: string, {values, digest}: Sour
   return new RowEncoder(layout).encode({key, digest, values})
 }
 
+/** Whether two rows hold the same, but for what SQLite computes from it. */
+function differsInComputed(
+  {columns}: TableLayout,
+  source: SourceSide | undefined,
+  target: MarkedRow['target'],
+): boolean {
+  if (source === undefined || target === undefined || !columns.some(({generated}) => generated)) return false
+  return columns.every(
+    ({generated}, i) => generated || isSameValue(source.values[i] as Value, target.values[i] as Value),
+  )
+}
+
 /** Positions of the columns in which any two of the sides that are there differ. */
 function differing(layout: TableLayout, ...sides: (SourceSide | undefined)[]): ReadonlySet<number> {
   const present = sides.filter(side => side !== undefined)
@@ -327,12 +421,4 @@ function rowOf(names: readonly string[], values: readonly Value[]): RowValues {
 
 function isSame(a: Uint8Array | undefined, b: Uint8Array | undefined): boolean {
   return a === undefined || b === undefined ? a === b : Buffer.compare(a, b) === 0
-}
-
-export function isSameValue(a: Value, b: Value): boolean {
-  if (a instanceof RawText || b instanceof RawText)
-    return a instanceof RawText && b instanceof RawText && Buffer.compare(a.bytes, b.bytes) === 0
-  if (a instanceof Uint8Array || b instanceof Uint8Array)
-    return a instanceof Uint8Array && b instanceof Uint8Array && Buffer.compare(a, b) === 0
-  return Object.is(a, b)
 }

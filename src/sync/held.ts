@@ -2,6 +2,7 @@ import {realpathSync} from 'node:fs'
 import {isWal} from '../source/capture.ts'
 import {openSource, type Source} from '../source/open.ts'
 import type {PageState} from '../source/page-state.ts'
+import type {Written, WrittenRow} from './conflicts.ts'
 import {Sidecar} from './sidecar.ts'
 
 /** Pages of a source as the last cut knew them, in memory. */
@@ -10,6 +11,7 @@ export type KeptPages = {state: PageState | undefined}
 /** What a sync of one deployment has open, and may keep open for the next one: the sidecar, the source and its pages. */
 export class Held implements Disposable {
   readonly pages: KeptPages
+  #written = new Map<string, ReadonlyMap<string, WrittenRow>>()
   readonly #stateDir: string
   readonly #deploymentId: string
   #sidecar: Sidecar | undefined
@@ -28,6 +30,21 @@ export class Held implements Disposable {
   /** The source, if it is open. */
   get openSource(): Source | undefined {
     return this.#source
+  }
+
+  /** Rows that were written to the source and that no cut has met there yet. */
+  get written(): Written {
+    return this.#written
+  }
+
+  noteWritten(written: Written): void {
+    for (const [table, rows] of written)
+      this.#written.set(table, new Map([...(this.#written.get(table) ?? []), ...rows]))
+  }
+
+  /** A cut has met them. */
+  forgetWritten(): void {
+    this.#written = new Map()
   }
 
   /** Opens the source, unless it is open and still the file that has this name. Its busy retries count from 0. */

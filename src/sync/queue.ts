@@ -4,6 +4,7 @@ import {isWal, Pace} from '../source/capture.ts'
 import {whenFree, type Source} from '../source/open.ts'
 import {TableReader} from '../source/read.ts'
 import {markedTables, queuedRows, type QueuedRow} from '../target/marks.ts'
+import type {Written} from './conflicts.ts'
 import type {Cut} from './cut.ts'
 import {nextPage, sizeOf} from './paging.ts'
 
@@ -62,6 +63,41 @@ export async function takeMarked(
     }
   }
   return taken
+}
+
+/**
+ * Takes rows into a cut that were written to the source and that its app has since made again what they were before: a
+ * capture, which compares with what was known before, does not see them.
+ */
+export async function takeReverted(
+  source: Source,
+  cut: Cut,
+  written: Written,
+  lockBudgetMs: number,
+  signal: AbortSignal,
+): Promise<void> {
+  const specs = new Map(cut.capture.spec.tables.map(spec => [spec.name, spec]))
+  const inOneTransaction = await whenFree(source, () => isWal(source), signal)
+  const pace = new Pace(source, inOneTransaction ? undefined : lockBudgetMs, signal)
+  for (const [table, rows] of written) {
+    const spec = specs.get(table)
+    if (spec === undefined || !cut.plan.tables.some(layout => layout.source === table)) continue
+    const reader = new TableReader(source.db, spec)
+    const all = [...rows]
+    for (let at = 0; at < all.length; at += LOCK_ROWS) {
+      const some = all.slice(at, at + LOCK_ROWS)
+      const wanted = some.map(([key, {parts}]) => ({key, values: parts}))
+      const found = await pace.read(() => reader.locked(() => reader.find(wanted)))
+      const now = new Map(found.rows.map(row => [row.key, row]))
+      for (const [key, {before}] of some) {
+        const row = now.get(key)
+        if (row === undefined && before === undefined && !found.refused.includes(key))
+          cut.takeAbsent(table, key)
+        else if (row !== undefined && before !== undefined && Buffer.compare(row.digest, before) === 0)
+          cut.take(table, row)
+      }
+    }
+  }
 }
 
 function wantedOf({key, parts}: QueuedRow): {key: string; values: readonly Value[] | undefined} {

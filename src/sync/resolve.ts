@@ -1,12 +1,12 @@
 import {fromCanonical} from '../core/canonical.ts'
 import {SyncError, UsageError} from '../core/errors.ts'
 import type {TableLayout} from '../core/layout.ts'
-import type {Value} from '../core/value.ts'
+import {isSameValue, type Value} from '../core/value.ts'
 import type {Pool, Sql, Tx} from '../postgres/sql.ts'
 import {findConflict, type WholeConflict} from '../state/conflicts.ts'
 import {findDeployment, findSourceSchema} from '../state/deployments.ts'
 import {lockMarked, settle, type MarkedRow, type Settlement, type SourceSide} from '../target/marks.ts'
-import {digestOfRow, encoded, isSameValue} from './conflicts.ts'
+import {digestOfRow, encoded} from './conflicts.ts'
 import {readable, sideToJson, type LedgerSide} from '../state/ledger-data.ts'
 import {sideOf} from './ledger.ts'
 
@@ -277,9 +277,11 @@ async function conclude(
   {result, outcome, status, actor}: Conclusion,
 ): Promise<void> {
   const {conflictId, key} = entry
-  // What the source has now, as far as Postgres knows: an agreed delete keeps the digest of the row that was.
-  const sourceDigest = entry.source?.digest
-  const hash = sourceDigest === undefined ? undefined : row.hash
+  // What the source has now, as far as Postgres knows: an agreed delete keeps the digest of the row that was. It need not
+  // be what the entry says: what had been kept may have been written to the source since.
+  const isAgreedDelete = row.divergedBy === undefined && row.target === undefined
+  const hash = isAgreedDelete ? undefined : row.hash
+  const sourceDigest = hash?.toString('hex')
   const isStanding = result?.digest.toString('hex') !== sourceDigest
   const common = {key, hash, divergedBy: isStanding ? conflictId : undefined}
   const isAsItStands = result?.digest.toString('hex') === row.target?.digest.toString('hex')

@@ -21,20 +21,23 @@ import {
 } from '../state/deployments.ts'
 import type {TriggeredBy} from '../state/jobs.ts'
 import {readExisting, type Existing} from '../target/plan.ts'
-import {applyCut, modeOf, recordQuarantine} from './apply-cut.ts'
+import {countUnwritten} from '../target/unwritten.ts'
+import {applyCut, modeOf, recordQuarantine, rehearseCut} from './apply-cut.ts'
 import {Audit, auditDueAt, type Missed} from './audit.ts'
-import type {Decided} from './conflicts.ts'
+import type {Decided, Written} from './conflicts.ts'
+import {syncBack} from './both-ways.ts'
 import {captureCut, cookieOf, type Cut} from './cut.ts'
 import {firstLoad, type Loaded} from './first-load.ts'
 import {suspicion, type DeleteGuard} from './guard.ts'
 import {Held, type KeptPages} from './held.ts'
 import {awaitMigration} from './migration.ts'
-import {takeMarked} from './queue.ts'
+import {takeMarked, takeReverted} from './queue.ts'
 import {rebuildSidecar} from './rebuild.ts'
 import {Report, rowsAfter} from './report.ts'
 import {direction} from './revisions.ts'
 import {Sidecar} from './sidecar.ts'
 import {StateDirError} from './state-dir.ts'
+import {countsOf, previewOf, tooMuch, type TableWrites} from './write-back.ts'
 
 /** What a run of one deployment's sync is given. */
 export type SyncRun = {
@@ -57,6 +60,8 @@ export type SyncRun = {
   readonly accept: boolean
   /** There may be foreign edits to decide about, whether the source has changed or not. */
   readonly marks?: boolean
+  /** What was written to the source since the last cut. */
+  readonly written?: Written
   /** The rules for conflicts that this process was given; a deployment's own come before them. */
   readonly conflictConfig?: ConflictRules | undefined
   /** How changes are found: by pages of the file when it is large, unless this says otherwise. */
@@ -80,6 +85,20 @@ export type SyncDetails = {
   readonly changes: readonly TableChange[]
   /** Rows that could not be applied, by table of the target and reason. */
   readonly refused: readonly {readonly table: string; readonly code: string; readonly rows: number}[]
+  /** What was written to the source, by table of the target; of a dry run with the first keys. */
+  readonly written?: readonly TableWrites[] | undefined
+}
+
+/** What became of rows that were decided in Postgres and that the source is to have. */
+export type SourceWrites = {
+  readonly inserted: number
+  readonly updated: number
+  readonly deleted: number
+  /** Those that the source does not take; each is a conflict for a person. */
+  readonly refused: number
+  /** Those that are left for a later sync, and why. */
+  readonly left: number
+  readonly reason?: string | undefined
 }
 
 /** What a sync did: SPEC §4's JSON, and what is counted beside it. */
@@ -103,6 +122,8 @@ export type SyncResult = {
   /** Present when there were conflicts: how they were decided. */
   readonly decisions?: readonly Decided[] | undefined
   readonly bytes: number
+  /** Present in two_way, when rows were written to the source, or were to be; of a dry run, those that would be. */
+  readonly written_to_source?: SourceWrites | undefined
   /** Present when all rows were compared to check the capture by pages. Anything missed is an error of ours. */
   readonly audit?: Missed | undefined
   /** Not for printing; see {@link printed}. */
@@ -143,6 +164,16 @@ export async function syncDeployment(run: SyncRun, signal: AbortSignal): Promise
 
 /** The same with what somebody holds open; it stays open, and after a failure it must be closed. */
 export async function syncHeld(run: SyncRun, held: Held, signal: AbortSignal): Promise<Outcome> {
+  const once = async (run: SyncRun) => {
+    const outcome = await runOrRebuild({...run, written: held.written}, held, signal)
+    if (outcome.known !== undefined && outcome.result.consistent) held.forgetWritten()
+    return outcome
+  }
+  const outcome = await once(run)
+  return run.dryRun ? outcome : await syncBack(run, held, outcome, once, signal)
+}
+
+async function runOrRebuild(run: SyncRun, held: Held, signal: AbortSignal): Promise<Outcome> {
   try {
     return await runSync(run, held, signal)
   } catch (error) {
@@ -169,6 +200,7 @@ export function unchangedSince(
     deployment.generation === 0n ||
     !isWell ||
     deployment.hasMarks ||
+    deployment.hasUnwritten ||
     sidecar.standing(deployment.cutId) !== 'in step'
   )
     return undefined
@@ -213,6 +245,8 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
     !run.full &&
     !run.accept &&
     !hasMarks &&
+    !deployment.hasUnwritten &&
+    !(run.dryRun && deployment.direction === 'two_way') &&
     !isAuditDue &&
     deployment.quarantinedRows === 0 &&
     deployment.status !== 'quarantined'
@@ -259,9 +293,12 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   const settled = () => (isSettled() ? {settledAt: cut.capture.dataVersion, auditAt: auditAt()} : {})
   const doubt = run.accept || !isLoaded ? undefined : await doubtOf(run, sidecar, cut, open)
   if (run.dryRun) {
+    const isToBeWritten = isLoaded && doubt === undefined && deployment.direction === 'two_way'
+    const preview = isToBeWritten ? await previewWrites(run, report, sidecar, cut, open, signal) : undefined
     sidecar.abandon()
     const {generation} = deployment
-    return {result: doubt === undefined ? report.done('incremental', generation) : report.held(doubt)}
+    const result = doubt === undefined ? report.done('incremental', generation) : report.held(doubt)
+    return {result: preview === undefined ? result : withPreview(result, preview)}
   }
   if (doubt !== undefined) {
     sidecar.abandon()
@@ -291,7 +328,7 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   }
   const schema = cut.isSchemaChanged || basis === undefined ? cut.schema : basis
   const status = deployment.status === 'quarantined' ? 'active' : deployment.status
-  const after = {...deployment, status, loadPosition: null, hasMarks: false}
+  const after = {...deployment, status, loadPosition: null, hasMarks: false, hasUnwritten: false}
   const keepCut = async (): Promise<Outcome> => {
     if (deployment.status === 'quarantined') await unquarantine(pool, deployment.deploymentId)
     await recordQuarantine(pool, deployment, report.refused)
@@ -303,6 +340,8 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   }
   if (hasMarks && isLoaded)
     await takeMarked(pool, deployment.schemaName, open, cut, run.limits.lockBudgetMs, signal)
+  if (run.written !== undefined && run.written.size > 0)
+    await takeReverted(open, cut, run.written, run.limits.lockBudgetMs, signal)
   const hasNews =
     cut.upserted > 0 || cut.tombstoned > 0 || cut.isSchemaChanged || loaded !== undefined || cut.taken > 0
   if (!hasNews) {
@@ -337,6 +376,40 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
     },
     ...settled(),
   }
+}
+
+/** What a two_way sync would write to the source, found out by applying the cut and taking it back. */
+async function previewWrites(
+  run: SyncRun,
+  report: Report,
+  sidecar: Sidecar,
+  cut: Cut,
+  source: Source,
+  signal: AbortSignal,
+): Promise<Preview> {
+  const {pool, deployment, limits} = run
+  await takeMarked(pool, deployment.schemaName, source, cut, limits.lockBudgetMs, signal)
+  const seen = await rehearseCut(
+    run,
+    report,
+    sidecar,
+    cut,
+    tx => previewOf(tx, deployment, cut.schema.tables),
+    signal,
+  )
+  const {waiting, tables} = seen ?? {waiting: [], tables: []}
+  const reason = tooMuch(waiting, {schema: cut.schema, sidecar, limits})
+  return {
+    writes: {...countsOf(waiting), refused: 0, left: 0, ...(reason === undefined ? {} : {reason})},
+    tables,
+  }
+}
+
+type Preview = {readonly writes: SourceWrites; readonly tables: readonly TableWrites[]}
+
+function withPreview(result: SyncResult, {writes, tables}: Preview): SyncResult {
+  const details = result.details ?? {changes: [], refused: []}
+  return {...result, written_to_source: writes, details: {...details, written: tables}}
 }
 
 /** Files from this size on are captured by their pages: the rows of smaller ones are compared as fast. Tests set it. */
@@ -464,6 +537,12 @@ async function doubtOf(
 ): Promise<string | undefined> {
   const history = cut.isSchemaChanged ? await readRevisions(run.pool, run.deployment.deploymentId) : []
   const known = sidecar.noted('identity')
+  if (run.deployment.hasUnwritten) {
+    const {deploymentId, schemaName} = run.deployment
+    const waiting = await countUnwritten(run.pool, schemaName, deploymentId, cut.schema.tables)
+    const doubt = tooMuch(waiting, {schema: cut.schema, sidecar, limits: run.limits})
+    if (doubt !== undefined) return doubt
+  }
   const tables = cut.plan.tables.map(({source: table}) => {
     const before = sidecar.count(table)
     const tombstones = cut.spools.get(table)?.tombstones.length ?? 0

@@ -264,24 +264,28 @@ function bookkeeping(settlements: readonly Settlement[]): Fragment {
 const TOUCHED = '(t._sync_edited_by is not null or t._sync_diverged is not null)'
 
 /** A row with what {@link valuesSql} has asked for. */
-type WithValues = Readonly<Record<`v${number}`, string | null>>
+export type WithValues = Readonly<Record<`v${number}`, string | null>>
 
-/** Columns in canonical form, as `v0`, `v1`, … behind others: an array of them would be taken apart letter by letter. */
-function valuesSql(columns: readonly ColumnLayout[]): string {
-  return columns.map((column, i) => `, ${canonicalValue(column)} as v${i}`).join('')
+/**
+ * Columns in canonical form, as `v0`, `v1`, … behind others: an array of them would be taken apart letter by letter.
+ *
+ * @param of the alias, with its dot, that the columns are qualified by.
+ */
+export function valuesSql(columns: readonly ColumnLayout[], of = ''): string {
+  return columns.map((column, i) => `, ${canonicalValue(column, of)} as v${i}`).join('')
 }
 
-function canonicalValue(column: ColumnLayout): string {
-  return `coalesce(_sync_raw ->> ${literal(column.target)}, ${canonicalSql(quote(column.target), column)})`
+export function canonicalValue(column: ColumnLayout, of = ''): string {
+  return `coalesce(${of}_sync_raw ->> ${literal(column.target)}, ${canonicalSql(`${of}${quote(column.target)}`, column)})`
 }
 
-function valuesOf(columns: readonly ColumnLayout[], row: WithValues): Value[] {
+export function valuesOf(columns: readonly ColumnLayout[], row: WithValues): Value[] {
   return columns.map((_, i) => {
     const value = row[`v${i}`] ?? null
     return value === null ? null : fromCanonical(value)
   })
 }
 
-function nameOf(schema: string, layout: TableLayout): string {
+export function nameOf(schema: string, layout: TableLayout): string {
   return `${quote(schema)}.${quote(layout.target)}`
 }
