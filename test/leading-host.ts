@@ -2,7 +2,7 @@ import {mkdtemp, rm} from 'node:fs/promises'
 import {join} from 'node:path'
 import {withLease, type Lease} from '../src/cluster/lease.ts'
 import type {SourceSchema} from '../src/core/layout.ts'
-import {fragment, join as joined, raw, type Fragment, type Pool} from '../src/postgres/sql.ts'
+import {Fragment, fragment, join as joined, raw, type Pool} from '../src/postgres/sql.ts'
 import {restore} from '../src/restore/restore.ts'
 import {findDeployment, findSourceSchema, type Deployment} from '../src/state/deployments.ts'
 import {lockDeployment} from '../src/sync/lock.ts'
@@ -49,9 +49,7 @@ export type LeadingClient = AsyncDisposable & {
   written(): Promise<string>
 }
 
-export type SyncOptions = Partial<
-  Omit<SyncRun, 'lease' | 'deployment' | 'stateDir' | 'pages' | 'knownSchema'>
->
+export type SyncOptions = Partial<Omit<SyncRun, 'deployment' | 'stateDir' | 'pages' | 'knownSchema'>>
 
 const {signal} = new AbortController()
 
@@ -75,6 +73,26 @@ export function interrupted(pool: Pool, {at, when}: Interruption): Pool {
   return new Proxy(pool, {
     get: (_, name) => (name === 'begin' ? begin : (Reflect.get(pool, name) as unknown)),
   })
+}
+
+/** @returns `pool`, but before statements outside of transactions that contain `text`, `work` is done. */
+export function tapped(pool: Pool, text: string, work: () => void | Promise<void>): Pool {
+  return new Proxy(pool, {
+    apply: async (_, self, [strings, ...values]: [TemplateStringsArray | string, ...unknown[]]) => {
+      if (Array.isArray(strings) && statementOf(strings, values).includes(text)) await work()
+      return (await Reflect.apply(pool, self, [strings, ...values])) as unknown
+    },
+  })
+}
+
+/** The text of a statement, with those of its parts that are text themselves. */
+function statementOf(strings: readonly string[], values: readonly unknown[]): string {
+  const parts = values.map(value =>
+    value instanceof Fragment
+      ? value.parts.map(part => (typeof part === 'string' ? part : '?')).join('')
+      : '?',
+  )
+  return strings.map((string, i) => string + (parts[i] ?? '')).join('')
 }
 
 /** As the settings are by default. */

@@ -1,5 +1,6 @@
 import {DatabaseSync, type SQLInputValue, type StatementSync} from 'node:sqlite'
-import {partsOfKey} from '../core/canonical.ts'
+import {pathToFileURL} from 'node:url'
+import {keyOf, keyOfRowid, keyOfUnkeyed, partsOfKey} from '../core/canonical.ts'
 import {isSameValue, RawText, type Value} from '../core/value.ts'
 import {SourceBusyError, SourceUnreadableError} from './errors.ts'
 import {ident, introspect, readSchemaVersion, type SourceSpec, type TableSpec} from './introspect.ts'
@@ -20,6 +21,9 @@ export type RowWrite = {
   /** What the row is to hold, by column; without it the row is deleted. What SQLite computes is left out. */
   readonly values: ReadonlyMap<string, Value> | undefined
 }
+
+/** A row to be written, and the table that it belongs to. */
+export type TableWrite = {readonly table: string; readonly write: RowWrite}
 
 /** What became of a row, or did not. */
 export type WriteOutcome =
@@ -82,7 +86,10 @@ export class SourceWriter implements Disposable {
   static open(source: Source): SourceWriter {
     let db: DatabaseSync | undefined
     try {
-      db = new DatabaseSync(source.file, {
+      const url = pathToFileURL(source.file)
+      // A file that has just gone is not made again.
+      url.searchParams.set('mode', 'rw')
+      db = new DatabaseSync(url, {
         timeout: ATTEMPT_MS,
         // As the app has it: no version of Open WebUI switches foreign keys on.
         enableForeignKeyConstraints: false,
@@ -108,85 +115,120 @@ export class SourceWriter implements Disposable {
   }
 
   /**
-   * Writes rows in one transaction, in the order given, as many as `budgetMs` allows but at least one. Rows that stand
-   * in each other's way are put into place together.
+   * Writes rows in one transaction, in the order given, as many as `budgetMs` allows but at least one.
    *
-   * @returns `undefined` when the app holds the file, or has changed its schema: nothing was done.
+   * @returns `busy` when the app holds the file; `changed` when it is another file, or has another schema. Nothing was
+   * done then.
    */
-  write(
-    rows: readonly {readonly table: string; readonly write: RowWrite}[],
-    budgetMs: number,
-  ): Batch | undefined {
-    if (this.#source.isReplaced()) return undefined
-    for (let refused = new Map<number, WriteOutcome>(); ;) {
-      const batch = this.#attempt(rows, budgetMs, refused)
-      if (batch !== 'again') return batch
-    }
+  write(rows: readonly TableWrite[], budgetMs: number): Batch | 'busy' | 'changed' {
+    return this.#again(rows, refused => this.#inOrder(rows, budgetMs, refused))
+  }
+
+  /**
+   * Writes rows that wait for each other: all of them go, then all of them come back as they are to be, or none.
+   *
+   * @returns as {@link write}.
+   */
+  exchange(rows: readonly TableWrite[]): Batch | 'busy' | 'changed' {
+    return this.#again(rows, refused => this.#allAtOnce(rows, refused))
+  }
+
+  /** Keys of the rows that have values now which this one is to have and only one can have. */
+  blockers({table, write}: TableWrite): string[] {
+    return this.#access(table)?.blockers(write) ?? []
   }
 
   [Symbol.dispose](): void {
     this.#db.close()
   }
 
-  /** @returns `again` when a row has ended the whole transaction: it is in `refused` then. */
-  #attempt(
-    rows: readonly {readonly table: string; readonly write: RowWrite}[],
+  /** Runs a transaction, again without a row that has ended the whole of it. */
+  #again(
+    rows: readonly TableWrite[],
+    work: (refused: Map<number, WriteOutcome>) => readonly WriteOutcome[] | 'again',
+  ): Batch | 'busy' | 'changed' {
+    const db = this.#db
+    for (const refused = new Map<number, WriteOutcome>(); ;) {
+      if (this.#source.isReplaced()) return 'changed'
+      try {
+        db.exec('begin immediate')
+        const since = performance.now()
+        if (readSchemaVersion(db) !== this.spec.schemaVersion) return 'changed'
+        const outcomes = work(refused)
+        if (outcomes === 'again') continue
+        db.exec('commit')
+        return {outcomes, holdMs: performance.now() - since, left: rows.length - outcomes.length}
+      } catch (cause) {
+        if (isBusy(cause)) return 'busy'
+        throw explained(this.#source.file, cause)
+      } finally {
+        if (db.isTransaction) db.exec('rollback')
+      }
+    }
+  }
+
+  #inOrder(
+    rows: readonly TableWrite[],
     budgetMs: number,
     refused: Map<number, WriteOutcome>,
-  ): Batch | undefined | 'again' {
-    const db = this.#db
-    const outcomes = new Map<number, WriteOutcome>(refused)
-    let blocked: number[] = []
-    let taken = 0
+  ): readonly WriteOutcome[] | 'again' {
+    const outcomes: WriteOutcome[] = []
     const since = performance.now()
-    try {
-      db.exec('begin immediate')
-      if (readSchemaVersion(db) !== this.spec.schemaVersion) return undefined
-      const settle = (i: number, outcome: WriteOutcome) => {
-        if (outcome.is === 'blocked') blocked.push(i)
-        else blocked = blocked.filter(each => each !== i)
-        outcomes.set(i, outcome)
-      }
-      for (const [i, {table, write}] of rows.entries()) {
-        if (i > 0 && performance.now() - since > budgetMs) break
-        taken++
-        if (refused.has(i)) continue
-        const outcome = this.#apply(table, write)
-        if (!db.isTransaction) {
-          refused.set(i, outcome)
-          return 'again'
-        }
-        settle(i, outcome)
-      }
-      // What stood in the way may have gone since.
-      for (let before = Infinity; blocked.length > 0 && blocked.length < before;) {
-        before = blocked.length
-        for (const i of [...blocked]) {
-          const {table, write} = rows[i] as (typeof rows)[number]
-          settle(i, this.#apply(table, write))
-          if (!db.isTransaction) {
-            refused.set(i, outcomes.get(i) as WriteOutcome)
-            return 'again'
-          }
-        }
-      }
-      const exchanged = this.#exchange(blocked.map(i => [i, rows[i] as (typeof rows)[number]]))
-      if (exchanged === 'ended') {
-        for (const i of blocked) refused.set(i, outcomes.get(i) as WriteOutcome)
+    for (const [i, {table, write}] of rows.entries()) {
+      if (i > 0 && performance.now() - since > budgetMs) break
+      const outcome = refused.get(i) ?? this.#apply(table, write)
+      if (!this.#db.isTransaction) {
+        refused.set(i, outcome)
         return 'again'
       }
-      for (const [i, outcome] of exchanged) outcomes.set(i, outcome)
-      db.exec('commit')
-      return {
-        outcomes: Array.from({length: taken}, (_, i) => outcomes.get(i) as WriteOutcome),
-        holdMs: performance.now() - since,
-        left: rows.length - taken,
+      outcomes.push(outcome)
+    }
+    return outcomes
+  }
+
+  #allAtOnce(
+    rows: readonly TableWrite[],
+    refused: Map<number, WriteOutcome>,
+  ): readonly WriteOutcome[] | 'again' {
+    const db = this.#db
+    const found = rows.map(({table, write}) => this.#access(table)?.find(write))
+    const moved = rows.map(({write}, i) => !isSame(found[i]?.digest, write.expected))
+    // One that is not as it was can free nothing: the others are tried again when it has been decided about.
+    if (moved.includes(true))
+      return rows.map((_, i): WriteOutcome => {
+        return moved[i] === true
+          ? {is: 'moved'}
+          : {is: 'blocked', reason: 'another row has moved', found: found[i]}
+      })
+    const known = refused.get(0)
+    if (known !== undefined) return rows.map(() => known)
+    try {
+      db.exec('savepoint all_rows')
+      for (const [i, {table}] of rows.entries()) {
+        const row = found[i]
+        if (row !== undefined) this.#access(table)?.remove(row)
       }
+      for (const [i, {table, write}] of rows.entries()) this.#access(table)?.insert(write, found[i]?.rowid)
+      const outcomes = rows.map(({table, write}): WriteOutcome => {
+        const access = this.#access(table)
+        const now = access?.find(write)
+        const wrong = access?.wrongColumn(now, write)
+        if (wrong !== undefined) throw new Misfit(wrong)
+        return {is: 'written', digest: now?.digest}
+      })
+      db.exec('release all_rows')
+      return outcomes
     } catch (cause) {
-      if (isBusy(cause)) return undefined
-      throw explained(this.#source.file, cause)
-    } finally {
-      if (db.isTransaction) db.exec('rollback')
+      const isLost = !db.isTransaction
+      if (!isLost) db.exec('rollback to all_rows; release all_rows')
+      const reasons = rows.map((_, i): WriteOutcome => {
+        return cause instanceof Misfit
+          ? {is: 'refused', why: 'type', reason: cause.message, found: found[i]}
+          : refusalOf(cause, found[i])
+      })
+      if (!isLost) return reasons
+      refused.set(0, reasons[0] as WriteOutcome)
+      return 'again'
     }
   }
 
@@ -217,57 +259,13 @@ export class SourceWriter implements Disposable {
     }
   }
 
-  /**
-   * Rows that wait for each other: all of them go, then all of them come back as they are to be. Whoever cannot come
-   * stays as it was, and the others try without it.
-   *
-   * @returns those that are written; `ended` when a trigger has ended the whole transaction.
-   */
-  #exchange(
-    blocked: readonly (readonly [number, {readonly table: string; readonly write: RowWrite}])[],
-  ): Map<number, WriteOutcome> | 'ended' {
-    const db = this.#db
-    for (let group = blocked; group.length > 1;) {
-      const outcomes = new Map<number, WriteOutcome>()
-      const rowids = new Map<number, bigint>()
-      let failed: number | undefined
-      db.exec('savepoint many_rows')
-      try {
-        for (const [i, {table, write}] of group) {
-          failed = i
-          const access = this.#access(table) as TableAccess
-          const row = access.find(write)
-          if (row === undefined) continue
-          rowids.set(i, row.rowid)
-          access.remove(row)
-        }
-        for (const [i, {table, write}] of group) {
-          failed = i
-          const access = this.#access(table) as TableAccess
-          access.insert(write, rowids.get(i))
-          const now = access.find(write)
-          const wrong = access.wrongColumn(now, write)
-          if (wrong !== undefined) throw new Misfit(wrong)
-          outcomes.set(i, {is: 'written', digest: now?.digest})
-        }
-        db.exec('release many_rows')
-        return outcomes
-      } catch (cause) {
-        if (!db.isTransaction) return 'ended'
-        if (cause instanceof Error && !(cause instanceof Misfit) && !isRefusal(cause)) throw cause
-        db.exec('rollback to many_rows; release many_rows')
-        group = group.filter(([i]) => i !== failed)
-      }
-    }
-    return new Map()
-  }
-
   #access(table: string): TableAccess | undefined {
     const known = this.#tables.get(table)
     if (known !== undefined) return known
     const spec = this.spec.tables.find(({name}) => name === table)
     if (spec === undefined) return undefined
-    const access = new TableAccess(this.#db, spec)
+    const ddl = this.spec.objects.find(({type, name}) => type === 'table' && name === table)?.sql ?? ''
+    const access = new TableAccess(this.#db, spec, ddl)
     this.#tables.set(table, access)
     return access
   }
@@ -290,10 +288,16 @@ class TableAccess {
   readonly #table: TableSpec
   readonly #reader: TableReader
   readonly #statements = new Map<string, StatementSync>()
+  /** Not OR ABORT everywhere: it would also take the place of what the app's triggers say. */
+  readonly #verb: '' | 'or abort'
+  #unique: readonly UniqueIndex[] | undefined
 
-  constructor(db: DatabaseSync, table: TableSpec) {
+  /** @param ddl the table's own. */
+  constructor(db: DatabaseSync, table: TableSpec, ddl: string) {
     this.#db = db
     this.#table = table
+    // A constraint with ON CONFLICT REPLACE would delete other rows.
+    this.#verb = /\bon\s+conflict\b/i.test(ddl) ? 'or abort' : ''
     this.#reader = new TableReader(db, table)
   }
 
@@ -325,10 +329,32 @@ class TableAccess {
     const bound = [...(own === undefined ? [] : [own]), ...values.values()].flatMap(threefold)
     this.#run(
       list.length === 0
-        ? `insert into ${ident(name)} default values`
-        : `insert into ${ident(name)} (${list.join(', ')}) values (${marks.join(', ')})`,
+        ? `insert ${this.#verb} into ${ident(name)} default values`
+        : `insert ${this.#verb} into ${ident(name)} (${list.join(', ')}) values (${marks.join(', ')})`,
       bound,
     )
+  }
+
+  blockers({key, values}: RowWrite): string[] {
+    if (values === undefined) return []
+    const {name, rowidName} = this.#table
+    const keys = new Set<string>()
+    for (const {parts} of (this.#unique ??= uniqueIndexes(this.#db, name))) {
+      const wanted = parts.map(({column}) => values.get(column) ?? null)
+      if (wanted.includes(null)) continue
+      const where = parts.map(({column, collation}) => {
+        return `${ident(column)} is iif(?, cast(? as text), ?) collate ${ident(collation)}`
+      })
+      const lead = rowidName === undefined ? '0' : rowidName
+      const sql = `select ${[lead, ...this.#table.key.map(ident)].join(', ')} from ${ident(name)} where ${where.join(' and ')}`
+      const statement = this.#prepared(sql)
+      statement.setReadBigInts(true)
+      statement.setReturnArrays(true)
+      for (const row of statement.all(...wanted.flatMap(threefold)) as unknown as Value[][])
+        keys.add(keyOfRow(row, this.#table))
+    }
+    keys.delete(key)
+    return [...keys]
   }
 
   /** What the row holds that it was not to hold; `undefined`: it is as it was to be. */
@@ -349,7 +375,7 @@ class TableAccess {
     if (changed.length === 0) return
     const {where, bound} = this.#where(row)
     const set = changed.map(name => `${ident(name)} = iif(?, cast(? as text), ?)`)
-    this.#run(`update ${ident(this.#table.name)} set ${set.join(', ')} where ${where}`, [
+    this.#run(`update ${this.#verb} ${ident(this.#table.name)} set ${set.join(', ')} where ${where}`, [
       ...changed.flatMap(name => threefold(values.get(name) ?? null)),
       ...bound,
     ])
@@ -370,10 +396,38 @@ class TableAccess {
   }
 
   #run(sql: string, bound: readonly SQLInputValue[]): void {
+    this.#prepared(sql).run(...bound)
+  }
+
+  #prepared(sql: string): StatementSync {
     const statement = this.#statements.get(sql) ?? this.#db.prepare(sql)
     this.#statements.set(sql, statement)
-    statement.run(...bound)
+    return statement
   }
+}
+
+/** A unique index over columns; of one that is partial or over expressions nobody knows here what it forbids. */
+type UniqueIndex = {readonly parts: readonly {readonly column: string; readonly collation: string}[]}
+
+function uniqueIndexes(db: DatabaseSync, table: string): UniqueIndex[] {
+  const indexes = db
+    .prepare('select name from pragma_index_list(?) where "unique" = 1 and partial = 0')
+    .all(table) as {name: string}[]
+  return indexes.flatMap(({name}) => {
+    const parts = db
+      .prepare(
+        'select name as "column", coll as collation from pragma_index_xinfo(?) where key = 1 order by seqno',
+      )
+      .all(name) as {column: string | null; collation: string}[]
+    return parts.some(({column}) => column === null) ? [] : [{parts: parts as UniqueIndex['parts']}]
+  })
+}
+
+/** @param row the rowid, and the values of the key columns. */
+function keyOfRow([rowid, ...parts]: readonly Value[], {keyedBy}: TableSpec): string {
+  if (keyedBy === 'rowid') return keyOfRowid(rowid as bigint)
+  if (parts.includes(null)) return keyOfUnkeyed(rowid as bigint)
+  return keyOf(parts as Exclude<Value, null>[])
 }
 
 /** The rowid that a key holds, if it holds one. */
@@ -415,11 +469,6 @@ function refusalOf(cause: unknown, found: SourceRow | undefined): WriteOutcome {
 
 /** A row that reads back otherwise than it was written. */
 class Misfit extends Error {}
-
-function isRefusal(cause: Error): boolean {
-  const code = (errcode(cause) ?? 0) & 0xff
-  return [SQLITE_CONSTRAINT, SQLITE_MISMATCH, SQLITE_TOOBIG, SQLITE_ERROR].includes(code)
-}
 
 function isBusy(cause: unknown): boolean {
   return ((errcode(cause) ?? 0) & 0xff) === SQLITE_BUSY

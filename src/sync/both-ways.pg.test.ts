@@ -1,10 +1,20 @@
 import assert from 'node:assert/strict'
+import {rmSync, statSync, writeFileSync} from 'node:fs'
+import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {afterAll, beforeAll, describe, test} from 'vitest'
 import {compareFiles} from '../../test/compare.ts'
 import {editorOf, type Editor} from '../../test/editor.ts'
-import {leadingClient, leadingHost, type LeadingClient, type LeadingHost} from '../../test/leading-host.ts'
+import {
+  leadingClient,
+  leadingHost,
+  tapped,
+  type LeadingClient,
+  type LeadingHost,
+} from '../../test/leading-host.ts'
+import {FencedOutError} from '../postgres/refusals.ts'
 import {raw} from '../postgres/sql.ts'
+import {resolveConflict, undoConflict} from './resolve.ts'
 
 // Deployments that are two_way: what was decided in Postgres reaches the live file.
 
@@ -66,6 +76,8 @@ async function stage(ddl: string, mode: 'wal' | 'delete' = 'delete'): Promise<St
   }
 }
 
+const long = 'é'.repeat(700)
+const keepsTarget = {place: 'test', document: {default_strategy: 'target_wins'}}
 const notes = `create table note (id text primary key, v text, updated_at integer);
   insert into note values ('a', 'one', 1700000000), ('b', 'two', 1700000000), ('c', 'three', 1700000000);`
 
@@ -90,4 +102,650 @@ describe.each(['delete', 'wal'] as const)('in journal mode %s', mode => {
     assert.deepEqual([again.mode, again.written_to_source], ['unchanged', undefined])
     assert.equal(await s.client.written(), before)
   })
+})
+
+test('the file is copied once before anything is written to it, for this user alone', async () => {
+  await using s = await stage(notes, 'wal')
+  const copies = async () => {
+    const [row] = await leader.admin<{copy: {file: string; bytes: number} | null}>`
+      select source_backup as copy from sync_metadata.client_deployments where client_name = ${s.client.name}`
+    return row?.copy
+  }
+  // Nothing is to be written: nothing is copied.
+  s.app.exec(`update note set v = 'app' where id = 'c'`)
+  await s.client.sync()
+  assert.equal(await copies(), null)
+
+  const before = join(leader.folder, 'before.db')
+  s.app.exec(`vacuum into '${before}'`)
+  await s.edit(`update $.note set v = 'edited' where id = 'a'`)
+  await s.client.sync()
+  const copy = await copies()
+  assert.ok(copy)
+  assert.equal(statSync(copy.file).mode & 0o777, 0o600)
+  assert.equal(statSync(copy.file).size, copy.bytes)
+  using kept = new DatabaseSync(copy.file, {readOnly: true})
+  using was = new DatabaseSync(before, {readOnly: true})
+  const all = 'select rowid, * from note order by rowid'
+  assert.deepEqual(kept.prepare(all).all(), was.prepare(all).all())
+  const audited = await leader.admin<{details: {file: string}}>`
+    select details from sync_metadata.audit_log where action = 'client.copied' and client_name = ${s.client.name}`
+  assert.deepEqual(
+    audited.map(({details}) => details.file),
+    [copy.file],
+  )
+
+  await s.edit(`update $.note set v = 'edited again' where id = 'a'`)
+  await s.client.sync()
+  assert.deepEqual(await copies(), copy)
+  // Switched on anew, the file is copied anew.
+  await s.direct('one_way')
+  await s.direct('two_way')
+  assert.equal(await copies(), null)
+})
+
+test('without a copy nothing is written, and what waits goes on waiting', async () => {
+  await using s = await stage(notes)
+  const folder = join(leader.stateDir, 'backups')
+  rmSync(folder, {recursive: true, force: true})
+  writeFileSync(folder, 'no folder')
+  try {
+    await s.edit(`update $.note set v = 'edited' where id = 'a'`)
+    const {written_to_source: wrote, status} = await s.client.sync()
+    assert.equal(status, 'success')
+    assert.deepEqual([wrote?.updated, wrote?.left], [0, 1])
+    assert.match(wrote?.reason ?? '', /backups/)
+    assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'one'}])
+  } finally {
+    rmSync(folder, {force: true})
+  }
+  // No mark says so any more: the queue itself does.
+  const {written_to_source: wrote} = await s.client.sync()
+  assert.deepEqual([wrote?.updated, wrote?.left], [1, 0])
+  await s.equal()
+})
+
+describe('every kind of table', () => {
+  for (const [what, ddl, edits, rows] of [
+    [
+      'an integer key',
+      `create table t (id integer primary key, v text); insert into t values (1, 'x'), (2, 'y'), (3, 'z')`,
+      [
+        `update $.t set v = 'X' where id = 1`,
+        `delete from $.t where id = 2`,
+        `insert into $.t values (9, 'n')`,
+      ],
+      [
+        {id: 1, v: 'X'},
+        {id: 3, v: 'z'},
+        {id: 9, v: 'n'},
+      ],
+    ],
+    [
+      'no rowid',
+      `create table t (a text, b integer, v text, primary key (a, b)) without rowid;
+        insert into t values ('p', 1, 'x'), ('p', 2, 'y')`,
+      [
+        `update $.t set v = 'X' where b = 1`,
+        `delete from $.t where b = 2`,
+        `insert into $.t values ('q', 1, 'n')`,
+      ],
+      [
+        {a: 'p', b: 1, v: 'X'},
+        {a: 'q', b: 1, v: 'n'},
+      ],
+    ],
+    [
+      'a unique index for a key',
+      `create table t (id text not null, v text); create unique index u on t (id);
+        insert into t values ('p', 'x'), ('q', 'y')`,
+      [
+        `update $.t set v = 'X' where id = 'p'`,
+        `delete from $.t where id = 'q'`,
+        `insert into $.t values ('r', 'n')`,
+      ],
+      [
+        {id: 'p', v: 'X'},
+        {id: 'r', v: 'n'},
+      ],
+    ],
+    [
+      'no key',
+      `create table t (id text, v text); insert into t values ('p', 'x'), ('p', 'x'), ('q', 'y')`,
+      [
+        `update $.t set v = 'X' where _sync_key = '~i2;'`,
+        `delete from $.t where id = 'q'`,
+        `insert into $.t values ('p', 'n')`,
+      ],
+      [
+        {id: 'p', v: 'X'},
+        {id: 'p', v: 'n'},
+        {id: 'p', v: 'x'},
+      ],
+    ],
+    [
+      'a key that holds NULL',
+      `create table t (id text primary key, v text); insert into t values (null, 'x'), (null, 'y'), ('q', 'z')`,
+      [
+        `update $.t set v = 'X' where v = 'x'`,
+        `delete from $.t where v = 'y'`,
+        `insert into $.t values (null, 'n')`,
+      ],
+      [
+        {id: null, v: 'X'},
+        {id: null, v: 'n'},
+        {id: 'q', v: 'z'},
+      ],
+    ],
+    [
+      'a long key',
+      `create table t (id text primary key, v text); insert into t values ('${long}1', 'x'), ('${long}2', 'y')`,
+      [
+        `update $.t set v = 'X' where v = 'x'`,
+        `delete from $.t where v = 'y'`,
+        `insert into $.t values ('${long}3', 'n')`,
+      ],
+      [
+        {id: `${long}1`, v: 'X'},
+        {id: `${long}3`, v: 'n'},
+      ],
+    ],
+    [
+      'computed columns',
+      `create table t (id text primary key, v text, up text as (upper(v)) stored, n text as (length(v)));
+        insert into t values ('p', 'x'), ('q', 'y')`,
+      [
+        `update $.t set v = 'xyz' where id = 'p'`,
+        `update $.t set up = 'not so' where id = 'q'`,
+        `insert into $.t (id, v) values ('r', 'new')`,
+      ],
+      [
+        {id: 'p', v: 'xyz', up: 'XYZ', n: '3'},
+        {id: 'q', v: 'y', up: 'Y', n: '1'},
+        {id: 'r', v: 'new', up: 'NEW', n: '3'},
+      ],
+    ],
+    [
+      'values that Postgres cannot hold beside the edited one',
+      `create table t (id text primary key, v, w); insert into t values ('p', 'x', cast(x'610062' as text)),
+        ('q', 9223372036854775807, x'00ff')`,
+      [`update $.t set v = 'X' where id = 'p'`, `update $.t set v = '5' where id = 'q'`],
+      [
+        {id: 'p', v: 'X', w: 'a\0b'},
+        {id: 'q', v: '5', w: new Uint8Array([0, 255])},
+      ],
+    ],
+    [
+      'a name that has to be quoted',
+      `create table "t" (id text primary key, v text, "group" text, "a""b" text);
+        insert into t values ('p', 'x', 'g', 'h')`,
+      [`update $.t set "group" = 'G', "a""b" = 'H'`],
+      [{id: 'p', v: 'x', group: 'G', 'a"b': 'H'}],
+    ],
+  ] as const)
+    test(`with ${what}`, async () => {
+      await using s = await stage(ddl)
+      for (const edit of edits) await s.edit(edit)
+      const result = await s.client.sync({conflictConfig: keepsTarget})
+      assert.deepEqual([result.written_to_source?.left, result.written_to_source?.refused], [0, 0])
+      assert.deepEqual(s.rows('select * from t order by 1, 2'), rows)
+      await s.equal()
+      const again = await s.client.sync({conflictConfig: keepsTarget, marks: true})
+      assert.deepEqual([again.mode, again.written_to_source], ['unchanged', undefined])
+    })
+})
+
+describe('what the app’s own uniqueness forbids one by one', () => {
+  const people = (n: number) =>
+    `create table person (id text primary key, mail text unique not null, v blob);
+      ${Array.from({length: n}, (_, i) => `insert into person values ('p${i}', 'm${i}', x'00')`).join(';')}`
+
+  test('is done together: values change places', async () => {
+    await using s = await stage(people(3))
+    await s.edit(`update $.person set mail = 'm' || (substr(id, 2)::int + 1) % 3`)
+    const {written_to_source: wrote} = await s.client.sync()
+    assert.deepEqual(wrote, {inserted: 0, updated: 3, deleted: 0, refused: 0, left: 0})
+    assert.deepEqual(s.rows('select rowid, id, mail from person order by rowid'), [
+      {rowid: 1, id: 'p0', mail: 'm1'},
+      {rowid: 2, id: 'p1', mail: 'm2'},
+      {rowid: 3, id: 'p2', mail: 'm0'},
+    ])
+    await s.equal()
+  })
+
+  test('a value passes on along many rows, further than one transaction reaches', async () => {
+    await using s = await stage(people(120))
+    // In the order of the keys each waits for the next one.
+    await s.edit(`update $.person set mail = 'm' || (substr(id, 2)::int + 1)`)
+    const {written_to_source: wrote} = await s.client.sync()
+    assert.deepEqual(wrote, {inserted: 0, updated: 120, deleted: 0, refused: 0, left: 0})
+    await s.equal()
+  })
+
+  test('a new row takes what a deleted one had, and what another gives up', async () => {
+    await using s = await stage(people(3))
+    await s.edit(`delete from $.person where id = 'p0'`)
+    await s.edit(`insert into $.person values ('a', 'm0'), ('b', 'm1')`)
+    await s.edit(`update $.person set mail = 'else' where id = 'p1'`)
+    const {written_to_source: wrote} = await s.client.sync()
+    assert.deepEqual(wrote, {inserted: 2, updated: 1, deleted: 1, refused: 0, left: 0})
+    await s.equal()
+  })
+
+  test('what cannot be is a conflict for a person, once, and holds up nothing else', async () => {
+    await using s = await stage(people(4))
+    await s.edit(`update $.person set mail = 'm3' where id = 'p0'`)
+    await s.edit(`update $.person set mail = 'fine' where id = 'p1'`)
+    await s.edit(`insert into $.person values ('x', null)`)
+    const result = await s.client.sync()
+    assert.deepEqual(result.written_to_source, {inserted: 0, updated: 1, deleted: 0, refused: 2, left: 0})
+    assert.equal(result.conflicts.pending, 2)
+    assert.deepEqual(s.rows(`select id, mail from person order by id`), [
+      {id: 'p0', mail: 'm0'},
+      {id: 'p1', mail: 'fine'},
+      {id: 'p2', mail: 'm2'},
+      {id: 'p3', mail: 'm3'},
+    ])
+    const asked = await leader.admin<{id: string; key: string; type: string; notes: string}>`
+      select conflict_id as id, record_key as key, conflict_type as type, notes from sync_metadata.conflict_log
+      where status = 'pending' and deployment_id = ${(await s.client.deployment()).deploymentId} order by record_key`
+    assert.deepEqual(
+      asked.map(({key, type}) => [key, type]),
+      [
+        ['p0', 'constraint_violation'],
+        ['x', 'constraint_violation'],
+      ],
+    )
+    assert.match(asked[0]!.notes, /UNIQUE constraint failed: person\.mail/)
+    // Nobody has changed anything: it is not tried again.
+    const before = await s.client.written()
+    for (const options of [{}, {marks: true}, {full: true}]) {
+      const again = await s.client.sync(options)
+      assert.deepEqual(
+        [again.mode, again.written_to_source, again.conflicts.pending],
+        ['unchanged', undefined, 2],
+      )
+    }
+    assert.equal(await s.client.written(), before)
+    // The app makes room, and a person lets the target's value stand; the other one is given up.
+    s.app.exec(`update person set mail = 'gone' where id = 'p3'`)
+    await resolveConflict(leader.host, asked[0]!.id, {choice: 'target'}, 'test')
+    await resolveConflict(leader.host, asked[1]!.id, {choice: 'source'}, 'test')
+    const then = await s.client.sync()
+    assert.deepEqual(then.written_to_source, {inserted: 0, updated: 1, deleted: 0, refused: 0, left: 0})
+    assert.deepEqual(s.rows(`select mail from person where id = 'p0'`), [{mail: 'm3'}])
+    assert.equal(then.conflicts.pending, 0)
+    await s.equal()
+  })
+
+  test('two that want one value: the first has it, the other is a conflict', async () => {
+    await using s = await stage(people(3))
+    await s.edit(`update $.person set mail = 'same' where id in ('p0', 'p1')`)
+    const {written_to_source: wrote, conflicts} = await s.client.sync()
+    assert.deepEqual([wrote?.updated, wrote?.refused, conflicts.pending], [1, 1, 1])
+    assert.deepEqual(s.rows('select id, mail from person order by id'), [
+      {id: 'p0', mail: 'same'},
+      {id: 'p1', mail: 'm1'},
+      {id: 'p2', mail: 'm2'},
+    ])
+  })
+})
+
+describe('what a source does not hold as it is', () => {
+  for (const [what, ddl, edit, type] of [
+    [
+      'a type that a STRICT table refuses',
+      `create table t (id text primary key, v any, n integer) strict; insert into t values ('p', 'x', 1)`,
+      `update $.t set n = null, v = 'y'`,
+      undefined,
+    ],
+    [
+      'a check',
+      `create table t (id text primary key, n integer check (n < 10)); insert into t values ('p', 1)`,
+      `update $.t set n = 11`,
+      'constraint_violation',
+    ],
+    [
+      'a trigger that refuses',
+      `create table t (id text primary key, n integer); insert into t values ('p', 1);
+        create trigger r before update on t when new.n > 9 begin select raise(abort, 'too many'); end`,
+      `update $.t set n = 11`,
+      'constraint_violation',
+    ],
+    [
+      'a trigger that ends the transaction',
+      `create table t (id text primary key, n integer); insert into t values ('p', 1);
+        create trigger r before update on t when new.n > 9 begin select raise(rollback, 'too many'); end`,
+      `update $.t set n = 11`,
+      'constraint_violation',
+    ],
+    [
+      'a trigger that writes something else',
+      `create table t (id text primary key, n integer); insert into t values ('p', 1);
+        create trigger r after update of n on t begin update t set n = 5 where id = new.id; end`,
+      `update $.t set n = 11`,
+      'type_mismatch',
+    ],
+    [
+      'a trigger that ignores it',
+      `create table t (id text primary key, n integer); insert into t values ('p', 1);
+        create trigger r before delete on t begin select raise(ignore); end`,
+      `delete from $.t`,
+      'type_mismatch',
+    ],
+    [
+      'a text that the column would make a number',
+      `create table t (id text primary key, n integer); insert into t values ('p', 'a')`,
+      `update $.t set n = '1.50'`,
+      'type_mismatch',
+    ],
+    [
+      'the schema’s own version',
+      `create table alembic_version (version_num text primary key); insert into alembic_version values ('abc')`,
+      `delete from $.alembic_version`,
+      'type_mismatch',
+    ],
+    [
+      'the counters of AUTOINCREMENT',
+      `create table t (id integer primary key autoincrement); insert into t values (7)`,
+      `update $.sqlite_sequence set seq = 99`,
+      'type_mismatch',
+    ],
+    [
+      'the tables behind a full-text index',
+      `create virtual table f using fts5 (body); insert into f values ('some words')`,
+      `update $.f_content set c0 = 'other words'`,
+      'type_mismatch',
+    ],
+  ] as const)
+    test(what, async () => {
+      await using s = await stage(
+        `${ddl}; create table other (id text primary key, v text); insert into other values ('o', 'x')`,
+      )
+      await s.edit(edit)
+      await s.edit(`update $.other set v = 'written'`)
+      const result = await s.client.sync({conflictConfig: keepsTarget})
+      assert.deepEqual(s.rows('select v from other'), [{v: 'written'}])
+      const refused = await leader.admin<{type: string}>`
+        select conflict_type as type from sync_metadata.conflict_log
+        where status = 'pending' and deployment_id = ${(await s.client.deployment()).deploymentId}`
+      assert.deepEqual(
+        refused.map(each => each.type),
+        type === undefined ? [] : [type],
+      )
+      assert.equal(result.written_to_source?.refused, type === undefined ? 0 : 1)
+      assert.equal(s.app.prepare('pragma integrity_check').get()?.['integrity_check'], 'ok')
+      const before = await s.client.written()
+      const again = await s.client.sync({conflictConfig: keepsTarget, marks: true})
+      assert.deepEqual([again.mode, again.written_to_source], ['unchanged', undefined])
+      assert.equal(await s.client.written(), before)
+      assert.deepEqual((await s.client.verify()).differences, [])
+    })
+})
+
+test('a full-text index follows what is written to the rows that it is over', async () => {
+  await using s = await stage(`create table note (id integer primary key, body text);
+    create virtual table f using fts5 (body, content = note, content_rowid = id);
+    create trigger i after insert on note begin insert into f (rowid, body) values (new.id, new.body); end;
+    create trigger d after delete on note begin
+      insert into f (f, rowid, body) values ('delete', old.id, old.body); end;
+    create trigger u after update on note begin
+      insert into f (f, rowid, body) values ('delete', old.id, old.body);
+      insert into f (rowid, body) values (new.id, new.body); end;
+    insert into note values (1, 'apples'), (2, 'pears')`)
+  await s.edit(`update $.note set body = 'plums' where id = 1`)
+  await s.edit(`delete from $.note where id = 2`)
+  await s.client.sync({conflictConfig: keepsTarget})
+  assert.deepEqual(s.rows(`select rowid from f where f match 'plums'`), [{rowid: 1}])
+  assert.deepEqual(s.rows(`select rowid from f where f match 'apples or pears'`), [])
+  s.app.exec(`insert into f (f, rank) values ('integrity-check', 1)`)
+  const {differences} = await s.client.verify()
+  assert.deepEqual(differences, [])
+})
+
+/** The statement that reads what is to be written, right before it is. */
+const READ_TO_WRITE = 'w.conflict'
+
+describe('while rows are on their way to the file', () => {
+  test('what the app does to one of them first stays, and is decided about anew', async () => {
+    await using s = await stage(notes, 'wal')
+    await s.edit(`update $.note set v = 'edited', updated_at = 1700000100 where id in ('a', 'b')`)
+    let times = 0
+    const pool = tapped(leader.host, READ_TO_WRITE, () => {
+      if (times++ === 0) s.app.exec(`update note set v = 'app', updated_at = 1700000200 where id = 'a'`)
+    })
+    const result = await s.client.sync({pool})
+    assert.deepEqual(s.rows('select id, v from note order by id'), [
+      {id: 'a', v: 'app'},
+      {id: 'b', v: 'edited'},
+      {id: 'c', v: 'three'},
+    ])
+    // The app's is the newer one, and the edit is in the ledger.
+    assert.equal(result.written_to_source?.updated, 1)
+    await s.equal()
+    const types = await leader.admin<{type: string; outcome: string}>`
+      select conflict_type as type, outcome from sync_metadata.conflict_log
+      where record_key = 'a' and deployment_id = ${(await s.client.deployment()).deploymentId} order by detected_at`
+    assert.deepEqual(types, [
+      {type: 'drift', outcome: 'target'},
+      {type: 'update_update', outcome: 'source'},
+    ])
+  })
+
+  test('a row that the app deletes, or makes, first is not made again, or overwritten', async () => {
+    await using s = await stage(notes)
+    await s.edit(`update $.note set v = 'edited' where id = 'a'`)
+    await s.edit(`insert into $.note values ('n', 'edited', 1700000100)`)
+    let times = 0
+    const pool = tapped(leader.host, READ_TO_WRITE, () => {
+      if (times++ === 0)
+        s.app.exec(`delete from note where id = 'a'; insert into note values ('n', 'app', 1700000200)`)
+    })
+    await s.client.sync({pool})
+    // Nothing was written: the app's changes are the next sync's.
+    await s.client.sync()
+    assert.deepEqual(s.rows(`select id, v from note where id in ('a', 'n')`), [{id: 'n', v: 'app'}])
+    await s.equal()
+  })
+
+  for (const [what, change, left] of [
+    ['changes it once more', `update note set v = 'app' where id = 'a'`, 'app'],
+    ['makes it again what it was', `update note set v = 'one' where id = 'a'`, 'one'],
+    ['deletes it', `delete from note where id = 'a'`, undefined],
+  ] as const)
+    test(`what was written is the app’s then: it ${what}, under a rule that always keeps the target`, async () => {
+      const more = Array.from({length: 60}, (_, i) => `('b${i}', 'x', 1700000000)`).join(', ')
+      await using s = await stage(`${notes}; insert into note values ${more}`, 'wal')
+      await s.edit(`update $.note set v = 'edited' where id <> 'c'`)
+      let batches = 0
+      const pool = tapped(leader.host, READ_TO_WRITE, () => {
+        if (++batches !== 2) return
+        assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'edited'}])
+        s.app.exec(change)
+      })
+      const result = await s.client.sync({pool, conflictConfig: keepsTarget})
+      assert.equal(result.written_to_source?.updated, 62)
+      assert.deepEqual(s.rows(`select v from note where id = 'a'`), left === undefined ? [] : [{v: left}])
+      await s.equal()
+      const [entries] = await leader.admin<{n: number}>`
+        select count(*)::int as n from sync_metadata.conflict_log
+        where record_key = 'a' and deployment_id = ${(await s.client.deployment()).deploymentId}`
+      assert.equal(entries!.n, 1)
+    })
+
+  test('what is edited once more is decided about once more', async () => {
+    await using s = await stage(notes)
+    await s.edit(`update $.note set v = 'edited' where id = 'a'`)
+    let times = 0
+    const pool = tapped(leader.host, READ_TO_WRITE, async () => {
+      if (times++ === 0) await s.edit(`update $.note set v = 'edited again' where id = 'a'`)
+    })
+    await s.client.sync({pool})
+    await s.client.sync({marks: true})
+    assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'edited again'}])
+    await s.equal()
+  })
+
+  test('a change of the app’s schema comes first', async () => {
+    await using s = await stage(notes)
+    await s.edit(`update $.note set v = 'edited' where id = 'a'`)
+    let times = 0
+    const pool = tapped(leader.host, READ_TO_WRITE, () => {
+      if (times++ === 0) s.app.exec('alter table note add column more text')
+    })
+    const result = await s.client.sync({pool})
+    assert.equal(result.status, 'success')
+    await s.client.sync()
+    assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'edited'}])
+    await s.equal()
+  })
+
+  test('switched off, not one row more is written', async () => {
+    await using s = await stage(notes)
+    await s.edit(`update $.note set v = 'edited' where id = 'a'`)
+    const pool = tapped(leader.host, 'source_backup', () => s.direct('one_way'))
+    const {written_to_source: wrote} = await s.client.sync({pool})
+    assert.equal(wrote, undefined)
+    assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'one'}])
+    const {accepted} = await s.client.verify()
+    assert.equal(accepted, 1)
+    // Switched on again, what had waited is written.
+    await s.direct('two_way')
+    await s.client.sync()
+    await s.equal()
+  })
+})
+
+describe('the lease', () => {
+  const many = `create table t (id integer primary key, v text);
+    insert into t with recursive n (i) as (select 1 union all select i + 1 from n where i < 200) select i, 'x' from n`
+
+  test('is looked at before each transaction: once it is lost, not one row more is written', async () => {
+    await using s = await stage(many)
+    await s.edit(`update $.t set v = 'edited'`)
+    const over = new AbortController()
+    let batches = 0
+    const pool = tapped(leader.host, READ_TO_WRITE, () => {
+      if (++batches === 3) over.abort(new FencedOutError('another node leads'))
+    })
+    const lease = {...leader.lease, signal: over.signal}
+    await assert.rejects(s.client.sync({pool, lease, conflictConfig: keepsTarget}), {code: 'SYNC_FENCED_OUT'})
+    assert.deepEqual(s.rows(`select count(*) as n from t where v = 'edited'`), [{n: 100}])
+    // Whoever leads next goes on with the rest.
+    const {written_to_source: wrote} = await s.client.sync({conflictConfig: keepsTarget})
+    assert.deepEqual([wrote?.updated, wrote?.left], [100, 0])
+    await s.equal()
+  })
+
+  test('that is about to end begins nothing: what waits is left', async () => {
+    await using s = await stage(notes)
+    await s.edit(`update $.note set v = 'edited' where id = 'a'`)
+    const lease = {...leader.lease, endsAt: () => performance.now() + 100}
+    const {written_to_source: wrote} = await s.client.sync({lease})
+    assert.deepEqual([wrote?.updated, wrote?.left, wrote?.reason], [0, 1, 'the lease is about to end'])
+    assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'one'}])
+    await s.client.sync()
+    await s.equal()
+  })
+})
+
+describe.each(['delete', 'wal'] as const)('the app’s locks, in journal mode %s', mode => {
+  test('are waited for, and what is kept locked for long is left for later', async () => {
+    await using s = await stage(notes, mode)
+    await s.edit(`update $.note set v = 'edited' where id = 'a'`)
+    const pool = tapped(leader.host, READ_TO_WRITE, () => {
+      if (!s.app.isTransaction) s.app.exec(`begin immediate; update note set v = 'app' where id = 'c'`)
+    })
+    const {written_to_source: wrote, lock} = await s.client.sync({pool})
+    assert.deepEqual([wrote?.updated, wrote?.left, wrote?.reason], [0, 1, 'the app keeps its file locked'])
+    assert.ok(lock.busy_retries > 0)
+    s.app.exec('commit')
+    const then = await s.client.sync()
+    assert.deepEqual([then.written_to_source?.updated, then.written_to_source?.left], [1, 0])
+    assert.deepEqual(s.rows('select v from note order by id'), [{v: 'edited'}, {v: 'two'}, {v: 'app'}])
+    await s.equal()
+  })
+})
+
+describe('deletes that look like an accident', () => {
+  const many = `create table t (id integer primary key, v text); create table other (id integer primary key, v text);
+    insert into t with recursive n (i) as (select 1 union all select i + 1 from n where i < 300) select i, 'x' from n;
+    insert into other values (1, 'x')`
+
+  test('are held back until a person has confirmed them', async () => {
+    await using s = await stage(many)
+    await s.edit(`delete from $.t where id <= 200`)
+    for (let n = 0; n < 2; n++) {
+      const held = await s.client.sync({conflictConfig: keepsTarget})
+      assert.equal(held.status, 'quarantined')
+      assert.match(held.reason ?? '', /deleted in Postgres.*table t lost 200 of 300 rows/)
+      assert.deepEqual(s.rows('select count(*) as n from t'), [{n: 300}])
+    }
+    assert.equal((await s.client.deployment()).status, 'quarantined')
+    const accepted = await s.client.sync({conflictConfig: keepsTarget, accept: true})
+    assert.deepEqual([accepted.status, accepted.written_to_source?.deleted], ['success', 200])
+    assert.deepEqual(s.rows('select count(*) as n from t'), [{n: 100}])
+    assert.equal((await s.client.deployment()).status, 'active')
+    await s.equal()
+  })
+
+  test('are let go when somebody brings the rows back', async () => {
+    await using s = await stage(many)
+    await s.edit(`delete from $.t where id <= 200`)
+    await s.client.sync({conflictConfig: keepsTarget})
+    await s.edit(`insert into $.t select i, 'x' from generate_series(1, 200) i`)
+    const then = await s.client.sync({conflictConfig: keepsTarget})
+    assert.equal(then.status, 'success')
+    assert.deepEqual(s.rows('select count(*) as n from t'), [{n: 300}])
+    await s.equal()
+  })
+})
+
+test('thousands of rows are written in rounds', async () => {
+  await using s = await stage(`create table t (id integer primary key, v text);
+    insert into t with recursive n (i) as (select 1 union all select i + 1 from n where i < 5200) select i, 'x' from n`)
+  await s.edit(`update $.t set v = 'edited ' || id`)
+  const {written_to_source: wrote} = await s.client.sync({conflictConfig: keepsTarget})
+  assert.deepEqual(wrote, {inserted: 0, updated: 5_200, deleted: 0, refused: 0, left: 0})
+  await s.equal()
+})
+
+test('a decision that was written to the file can be taken back, and that is written too', async () => {
+  await using s = await stage(notes)
+  await s.edit(`update $.note set v = 'edited' where id = 'a'`)
+  await s.client.sync()
+  assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'edited'}])
+  const [entry] = await leader.admin<{id: string}>`
+    select conflict_id as id from sync_metadata.conflict_log
+    where deployment_id = ${(await s.client.deployment()).deploymentId}`
+  await undoConflict(leader.host, entry!.id, 'test')
+  await s.client.sync()
+  assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'one'}])
+  await s.equal()
+})
+
+test('a dry run says what would be written, by the rules, and writes nothing on either side', async () => {
+  await using s = await stage(notes)
+  await s.edit(`update $.note set v = 'edited' where id = 'a'`)
+  await s.edit(`delete from $.note where id = 'b'`)
+  await s.edit(`insert into $.note values ('d', 'new', 1700000100)`)
+  s.app.exec(`update note set v = 'app', updated_at = 1700000300 where id = 'c'`)
+  const before = await s.client.written()
+  const dry = await s.client.sync({dryRun: true})
+  assert.deepEqual(dry.written_to_source, {inserted: 1, updated: 1, deleted: 1, refused: 0, left: 0})
+  assert.deepEqual(dry.details?.written, [
+    {
+      table: 'note',
+      inserted: 1,
+      updated: 1,
+      deleted: 1,
+      keys: {insert: ['d'], update: ['a'], delete: ['b']},
+    },
+  ])
+  assert.equal(dry.rows.upserted, 1)
+  assert.equal(await s.client.written(), before)
+  assert.deepEqual(s.rows('select v from note order by id'), [{v: 'one'}, {v: 'two'}, {v: 'app'}])
+  const {written_to_source: wrote} = await s.client.sync()
+  assert.deepEqual(wrote, dry.written_to_source)
+  await s.equal()
 })

@@ -81,6 +81,8 @@ const BATCH_BYTES = 8 * 1024 * 1024
 const PAGE_ROWS = 500
 /** Rows of one round: what was written is remembered until it has been captured. */
 const ROUND_ROWS = 5_000
+/** Rows that only together can be written, at most: they go in one transaction. */
+const RING_ROWS = 500
 /** How long one batch waits for the app's locks, or for the lease to be renewed, before the rest is left. */
 const PATIENCE_MS = 5_000
 /** A transaction does not begin when the lease may end within this time. */
@@ -215,9 +217,16 @@ async function keepCopy(run: WriteBackRun, signal: AbortSignal): Promise<void> {
   })
 }
 
+const CHANGED = 'the app has changed its schema, or its file, meanwhile'
+
 /** A row on its way, and the table it belongs to. */
 type Item = {readonly layout: TableLayout; readonly kind: WriteKind; readonly row: UnwrittenRow}
 type Sent = Item & {readonly write: RowWrite; readonly target: Buffer | undefined}
+/** Without its values, which may be long. */
+function itemOf({layout, kind, row}: Item): Item {
+  return {layout, kind, row}
+}
+
 type Refusal = Item & Pick<Extract<WriteOutcome, {is: 'refused'}>, 'why' | 'reason' | 'found'>
 
 /** One round: from the queue to the source. */
@@ -228,6 +237,8 @@ class Round {
   readonly #counts = new Map<string, {inserted: number; updated: number; deleted: number}>()
   readonly #tally = new Tally()
   #done = 0
+  /** The queue goes on behind this round. */
+  #isCut = false
   #refused = 0
   #moved = 0
   #stoppedFor: string | undefined
@@ -272,10 +283,10 @@ class Round {
     const {source, sidecar} = this.#run
     using writer = SourceWriter.open(source)
     if (cookieOf(source, writer.spec) !== sidecar.noted('cookie')) {
-      this.#stoppedFor = 'the app has changed its schema meanwhile'
+      this.#stoppedFor = CHANGED
       return
     }
-    let blocked: Item[] = []
+    const blocked: Item[] = []
     let batch: Item[] = []
     let bytes = 0
     const flush = async () => {
@@ -291,23 +302,86 @@ class Round {
       bytes += item.row.bytes
     }
     await flush()
-    // What stood in their way may have been written since, or waits for them as they wait for it.
-    for (let before = Infinity; blocked.length > 0 && blocked.length < before;) {
-      before = blocked.length
-      const rest: Item[] = []
-      for (let at = 0; at < blocked.length; at += BATCH_ROWS)
-        rest.push(...(await this.#send(writer, blocked.slice(at, at + BATCH_ROWS), signal)))
+    if (this.#stoppedFor === undefined) await this.#sendBlocked(writer, blocked, signal)
+  }
+
+  /**
+   * Writes rows whose values others had: after those that have given them up, or together with those that wait for them
+   * in turn.
+   */
+  async #sendBlocked(writer: SourceWriter, blocked: readonly Item[], signal: AbortSignal): Promise<void> {
+    if (blocked.length === 0) return
+    const stuck: Item[] = []
+    const plan = await this.#inTurn(writer, blocked)
+    for (let at = 0; at < plan.ordered.length; at += BATCH_ROWS)
+      stuck.push(...(await this.#send(writer, plan.ordered.slice(at, at + BATCH_ROWS), signal)))
+    for (const ring of plan.rings) {
       if (this.#stoppedFor !== undefined) return
-      blocked = rest
+      stuck.push(...(await this.#send(writer, ring, signal, 'together')))
     }
+    stuck.push(...plan.hopeless)
+    // Of a queue that is longer than a round, what stands in the way may come later.
+    if (this.#stoppedFor !== undefined || (this.#isCut && this.#done > 0)) return
     await this.#refuse(
-      blocked.map(item => ({
+      stuck.map(item => ({
         ...item,
         why: 'constraint' as const,
         reason: this.#blockedFor.get(item.row.conflictId)?.reason ?? '',
         found: this.#blockedFor.get(item.row.conflictId)?.found,
       })),
     )
+  }
+
+  /** Sorts blocked rows by what stands in their way now. */
+  async #inTurn(
+    writer: SourceWriter,
+    blocked: readonly Item[],
+  ): Promise<{ordered: Item[]; rings: Item[][]; hopeless: Item[]}> {
+    const idOf = (layout: TableLayout, key: string) => JSON.stringify([layout.source, key])
+    const waits = new Map<string, {readonly item: Item; readonly for: Set<string>}>()
+    for (let at = 0; at < blocked.length; at += BATCH_ROWS)
+      for (const sent of await this.#load(blocked.slice(at, at + BATCH_ROWS))) {
+        const {layout, row, write} = sent
+        const keys = writer.blockers({table: layout.source, write})
+        const ids = keys.map(key => idOf(layout, key))
+        waits.set(idOf(layout, row.key), {item: itemOf(sent), for: new Set(ids)})
+      }
+    const hopeless: Item[] = []
+    // A row that nobody moves stays in the way of those behind it.
+    for (let before = Infinity; waits.size < before;) {
+      before = waits.size
+      for (const [id, wait] of waits)
+        if ([...wait.for].some(blocker => !waits.has(blocker))) {
+          waits.delete(id)
+          hopeless.push(wait.item)
+        }
+    }
+    const ordered: Item[] = []
+    for (let before = Infinity; waits.size < before;) {
+      before = waits.size
+      for (const [id, wait] of waits)
+        if (wait.for.size === 0) {
+          waits.delete(id)
+          ordered.push(wait.item)
+          for (const other of waits.values()) other.for.delete(id)
+        }
+    }
+    const rings: Item[][] = []
+    for (const [first] of waits) {
+      const ring: Item[] = []
+      const reached = [first]
+      for (let id = reached.pop(); id !== undefined; id = reached.pop()) {
+        const wait = waits.get(id)
+        if (wait === undefined) continue
+        waits.delete(id)
+        ring.push(wait.item)
+        reached.push(...wait.for)
+        for (const [other, {for: blockers}] of waits) if (blockers.has(id)) reached.push(other)
+      }
+      if (ring.length <= RING_ROWS) rings.push(ring)
+      else hopeless.push(...ring)
+    }
+    return {ordered, rings, hopeless}
   }
 
   /** Why rows are blocked, as of the last time that it was tried. */
@@ -326,7 +400,8 @@ class Round {
             limit: PAGE_ROWS,
           })
           for (const row of page) {
-            if (++rows > ROUND_ROWS) return
+            this.#isCut = ++rows > ROUND_ROWS
+            if (this.#isCut) return
             yield {layout, kind, row}
           }
           after = page.at(-1)?.key
@@ -336,7 +411,12 @@ class Round {
   }
 
   /** Writes a batch, in as many transactions as the app allows. @returns what is blocked. */
-  async #send(writer: SourceWriter, items: readonly Item[], signal: AbortSignal): Promise<Item[]> {
+  async #send(
+    writer: SourceWriter,
+    items: readonly Item[],
+    signal: AbortSignal,
+    how: 'in order' | 'together' = 'in order',
+  ): Promise<Item[]> {
     if (items.length === 0) return []
     let rest = await this.#load(items)
     const blocked: Item[] = []
@@ -346,13 +426,17 @@ class Round {
       signal.throwIfAborted()
       lease.signal.throwIfAborted()
       const hasTime = lease.endsAt() - performance.now() > LEASE_MARGIN_MS
-      const batch = hasTime
-        ? writer.write(
-            rest.map(({layout, write}) => ({table: layout.source, write})),
-            limits.lockBudgetMs / 2,
-          )
-        : undefined
-      if (batch === undefined) {
+      const writes = rest.map(({layout, write}) => ({table: layout.source, write}))
+      const batch = !hasTime
+        ? 'busy'
+        : how === 'together'
+          ? writer.exchange(writes)
+          : writer.write(writes, limits.lockBudgetMs / 2)
+      if (batch === 'changed') {
+        this.#stoppedFor = CHANGED
+        break
+      }
+      if (batch === 'busy') {
         if (hasTime) this.#busyRetries++
         if (performance.now() - since > PATIENCE_MS) {
           this.#stoppedFor = hasTime ? 'the app keeps its file locked' : 'the lease is about to end'
@@ -367,7 +451,7 @@ class Round {
         else if (outcome.is === 'moved') this.#moved++
         else if (outcome.is === 'refused') refused.push({...sent, ...outcome})
         else {
-          blocked.push(sent)
+          blocked.push(itemOf(sent))
           this.#blockedFor.set(sent.row.conflictId, outcome)
         }
       }
