@@ -53,8 +53,14 @@ export type SyncOptions = Partial<Omit<SyncRun, 'deployment' | 'stateDir' | 'pag
 
 const {signal} = new AbortController()
 
-/** Where a run is cut short: in its transaction of that number, before it commits or after. */
-export type Interruption = {readonly at: number; readonly when: 'before commit' | 'after commit'}
+/**
+ * Where a run is cut short: in its transaction of that number, before it commits or after, or before the statement of
+ * that number outside of transactions.
+ */
+export type Interruption = {
+  readonly at: number
+  readonly when: 'before commit' | 'after commit' | 'before statement'
+}
 
 /** What a pool that cuts a run short does it with. */
 export class InterruptedError extends Error {}
@@ -62,8 +68,9 @@ export class InterruptedError extends Error {}
 /** @returns `pool`, but one of its transactions ends a run. */
 export function interrupted(pool: Pool, {at, when}: Interruption): Pool {
   let left = at
+  const isStatement = when === 'before statement'
   const begin: Pool['begin'] = async (work, options) => {
-    if (--left !== 0) return await pool.begin(work, options)
+    if (isStatement || --left !== 0) return await pool.begin(work, options)
     await pool.begin(async tx => {
       await work(tx)
       if (when === 'before commit') throw new InterruptedError()
@@ -72,15 +79,23 @@ export function interrupted(pool: Pool, {at, when}: Interruption): Pool {
   }
   return new Proxy(pool, {
     get: (_, name) => (name === 'begin' ? begin : (Reflect.get(pool, name) as unknown)),
+    apply: (_, self, given: unknown[]) => {
+      // A quoted name is no statement.
+      const isName = typeof given[0] === 'string'
+      if (isStatement && !isName && --left === 0) return Promise.reject(new InterruptedError())
+      return Reflect.apply(pool, self, given) as unknown
+    },
   })
 }
 
 /** @returns `pool`, but before statements outside of transactions that contain `text`, `work` is done. */
 export function tapped(pool: Pool, text: string, work: () => void | Promise<void>): Pool {
   return new Proxy(pool, {
-    apply: async (_, self, [strings, ...values]: [TemplateStringsArray | string, ...unknown[]]) => {
-      if (Array.isArray(strings) && statementOf(strings, values).includes(text)) await work()
-      return (await Reflect.apply(pool, self, [strings, ...values])) as unknown
+    apply: (_, self, given: [TemplateStringsArray | string, ...unknown[]]) => {
+      const [strings, ...values] = given
+      const run = () => Reflect.apply(pool, self, given) as unknown
+      if (typeof strings === 'string' || !statementOf(strings, values).includes(text)) return run()
+      return Promise.resolve(work()).then(run)
     },
   })
 }
