@@ -274,7 +274,6 @@ export function refusedEntry(
   const type = why === 'constraint' ? 'constraint_violation' : 'type_mismatch'
   court.tally.add({table: layout.source, type, strategy, status: 'pending', ms: 0})
   court.tally.pending++
-  court.tally.notify++
   const source = found && {digest: found.digest, values: found.values}
   const differs = differing(layout, source, target)
   const whole = rules.resolutionLog.includeDataSnapshot
