@@ -2,7 +2,7 @@ import assert from 'node:assert/strict'
 import {afterAll, beforeAll, test} from 'vitest'
 import {runCli} from '../../test/cli.ts'
 import {syncedHost, type SyncedHost} from '../../test/synced-host.ts'
-import {rowsInTarget, rowsToLoad} from '../service/rows-ahead.ts'
+import {rowsInTarget, rowsToLoad, tablesInTarget} from '../service/rows-ahead.ts'
 import {syncOnce} from '../service/sync-once.ts'
 
 let m: SyncedHost
@@ -81,4 +81,9 @@ for (const journalMode of ['delete', 'wal'])
     assert.deepEqual([most.get('chat'), most.get('pair')], [960, 30])
     assert.equal(await rowsToLoad(m.host, m.config, {client, sqlite}, signal), undefined)
     assert.equal(await rowsInTarget(m.host, client, signal), 990)
+    const [place] = await m.host<{deploymentId: string; schemaName: string}>`
+      select deployment_id as "deploymentId", schema_name as "schemaName" from sync_metadata.client_deployments
+      where client_name = ${client}`
+    const tables = await tablesInTarget(m.host, place!, signal)
+    assert.deepEqual([tables?.get('chat'), tables?.get('pair')], [960, 30])
   })

@@ -24,12 +24,13 @@ import {
 } from '../state/jobs.ts'
 import type {Scheduled} from '../state/scheduled.ts'
 import type {SyncResult} from '../sync/sync.ts'
-import type {Log} from '../telemetry/log.ts'
+import type {Fields, Log} from '../telemetry/log.ts'
 import type {Metrics} from '../telemetry/metrics.ts'
 import {announce, webhookOf} from './announce.ts'
 import type {Freshness} from './freshness.ts'
 import {countSync, statusOf, type RunStatus} from './job-metrics.ts'
 import {asJson, failureOf, orderOf} from './job-orders.ts'
+import {tablesInTarget} from './rows-ahead.ts'
 import type {AnyOrder, OutcomeOf} from './worker-messages.ts'
 import type {Workers} from './workers.ts'
 
@@ -59,6 +60,8 @@ export type Entry = {
   inFlight: Promise<void> | undefined
   /** Why the guard held its last run back. */
   heldFor: string | undefined
+  /** What the log was last told of rows that could not be applied. */
+  refused: string | undefined
   /** Of the one who follows its file. */
   following: {readonly path: string; readonly stop: AbortController} | undefined
   /** Rows of the target that somebody has edited and no run has met: the gate must not pass over them. */
@@ -77,6 +80,8 @@ export type Running = {
   readonly startedAt: number
   readonly stop: AbortController
   readonly progress: Map<string, number>
+  /** Rows of each table, where they are known before it has ended; absent until somebody has counted. */
+  totals: ReadonlyMap<string, number> | undefined
   progressSince: number | undefined
   isProgressNew: boolean
   /** It has a row of its own. */
@@ -205,6 +210,7 @@ export class Runs {
     const client = entry.place.clientName
     const ms = Math.round(performance.now() - startedAt)
     await this.#record(running, result, held, isApplied)
+    this.#tellHeld(running, result, held, {client, job: running.jobId, ms})
     if (!isDry) {
       entry.heldFor = held
       entry.failures = 0
@@ -219,17 +225,30 @@ export class Runs {
       countSync(metrics, {result, ms, isApplied})
       metrics.syncLag.set({client}, this.#deps.freshness.behindMs(entry.place.deploymentId) / 1_000)
     }
-    const {upserted, tombstoned, quarantined} = result.rows
+    const {upserted, tombstoned} = result.rows
     const facts = {client, job: running.jobId, generation: Number(result.generation), ms}
-    if (held !== undefined)
-      log.warn({...facts, reason: held}, 'a sync is held back until a person has looked')
-    else if (quarantined > 0)
-      log.warn({...facts, quarantined, reason: result.reason}, 'rows could not be applied')
     if (isApplied) {
       log.info({...facts, mode: result.mode, upserted, tombstoned, bytes: result.bytes}, 'cut applied')
       this.#announce(entry, result)
     } else log.debug(facts, 'nothing to apply')
     this.#end(running, statusOf(result), result)
+  }
+
+  /** Says what is held back, and that it is not any more, when that changes: every run meets it until a person has looked. */
+  #tellHeld({entry, options}: Running, result: SyncResult, held: string | undefined, facts: Fields): void {
+    if (options.dry_run === true) return
+    const {log} = this.#deps
+    if (held !== undefined) {
+      if (!isSameReason(held, entry.heldFor))
+        log.warn({...facts, reason: held}, 'a sync is held back until a person has looked')
+      return
+    }
+    if (entry.heldFor !== undefined) log.info(facts, 'a sync is held back no more')
+    const {quarantined} = result.rows
+    const refused = quarantined > 0 ? (result.reason ?? '') : undefined
+    if (refused !== undefined && !isSameReason(refused, entry.refused))
+      log.warn({...facts, quarantined, reason: result.reason}, 'rows could not be applied')
+    entry.refused = refused
   }
 
   /** Keeps what a sync came to, unless its cut has. */
@@ -256,7 +275,10 @@ export class Runs {
       return
     }
     // Said once: every run meets it again until a person has looked.
-    const isNews = held !== undefined && held !== entry.heldFor && held !== entry.place.statusReason
+    const isNews =
+      held !== undefined &&
+      !isSameReason(held, entry.heldFor) &&
+      !isSameReason(held, entry.place.statusReason ?? undefined)
     if (isNews && result.mode !== 'unchanged') {
       const failure = {...whyHeld(result), name: 'Quarantine', next: null, retryable: false}
       await this.write(tx => failRun(tx, this.#runOf(running), failure))
@@ -390,8 +412,23 @@ export class Runs {
       )
     }
     if (!running.isShown || !running.isProgressNew) return
+    this.#countAhead(running)
     running.isProgressNew = false
     await saveProgress(this.#deps.pool, running.jobId, progressOf(running, 'running'))
+  }
+
+  /** Counts the rows of a run that goes over what is in Postgres, or over as much. */
+  #countAhead(running: Running): void {
+    const {syncType, entry} = running
+    if (running.totals !== undefined) return
+    running.totals = new Map()
+    if (syncType === 'incremental' || entry.place.generation === 0n) return
+    this.#deps.start(async () => {
+      const totals = await tablesInTarget(this.#deps.pool, entry.place, this.#signal)
+      if (totals === undefined) return
+      running.totals = totals
+      running.isProgressNew = true
+    })
   }
 
   /** Says how its tables ended. From then on nothing else is written of its progress. */
@@ -432,6 +469,7 @@ export function newRunning(
     startedAt: performance.now(),
     stop: new AbortController(),
     progress: new Map(),
+    totals: undefined,
     progressSince: undefined,
     isProgressNew: false,
     saving: Promise.resolve(),
@@ -439,19 +477,29 @@ export function newRunning(
   }
 }
 
-function progressOf({progress}: Running, status: TableProgress['status']): TableProgress[] {
-  return [...progress].map(([table, rows]) => ({
-    table,
-    rowsTotal: null,
-    rowsProcessed: BigInt(rows),
-    status,
-  }))
+function progressOf({progress, totals}: Running, status: TableProgress['status']): TableProgress[] {
+  return [...progress].map(([table, rows]) => {
+    // When it has ended well, what it went over is what there was; what grows meanwhile is not more than all.
+    const known = status === 'success' ? rows : totals?.get(table)
+    return {
+      table,
+      rowsTotal: known === undefined ? null : BigInt(Math.max(known, rows)),
+      rowsProcessed: BigInt(rows),
+      status,
+    }
+  })
 }
 
 function whyHeld({reason = '', rows}: SyncResult): {code: string; message: string} {
   return rows.quarantined > 0
     ? {code: 'SYNC_ROWS_QUARANTINED', message: reason}
     : {code: 'SYNC_QUARANTINED', message: reason}
+}
+
+/** Whether two reasons differ in nothing but numbers: those grow while the app goes on. */
+function isSameReason(one: string, other: string | undefined): boolean {
+  const kindOf = (reason: string) => reason.replace(/\d+/g, '0')
+  return other !== undefined && kindOf(one) === kindOf(other)
 }
 
 /** Whether it is worth trying again under this lease. */

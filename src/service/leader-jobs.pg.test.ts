@@ -185,6 +185,9 @@ describe('a job that is asked for', () => {
       const tables = await readProgress(leader.host, jobId)
       return tables.length > 0 && tables.every(({status}) => status === 'success') ? true : undefined
     })
+    const tables = await readProgress(leader.host, jobId)
+    assert.ok(tables.some(({rowsProcessed}) => rowsProcessed > 0n))
+    for (const {table, rowsTotal, rowsProcessed} of tables) assert.equal(rowsTotal, rowsProcessed, table)
   })
 })
 
@@ -301,13 +304,18 @@ describe('what is due', () => {
     }
     touch('create table guarded (id integer primary key); insert into guarded values (1), (2), (3)')
     await until('the new table', async () => ((await client.relations()).has('guarded') ? true : undefined))
-    touch('delete from guarded')
+    touch('delete from guarded where id = 1')
     await until('it to be held back', () =>
       statusesOf(jobs, client).includes('quarantined') ? true : undefined,
     )
-    touch(`create table more_${clients} (id integer primary key)`)
+    // The app goes on: what is held back grows, and is the same matter.
+    touch('delete from guarded where id = 2')
     await until('it to be held back again', () =>
       statusesOf(jobs, client).filter(status => status === 'quarantined').length >= 2 ? true : undefined,
+    )
+    assert.deepEqual(
+      jobs.warnings.filter(message => message.includes('held back')),
+      ['a sync is held back until a person has looked'],
     )
     const held = (await jobsOf(leader, client)).filter(({status}) => status === 'failed')
     assert.deepEqual(

@@ -407,6 +407,7 @@ class Leading implements AsyncDisposable {
           retriesUntil: 0,
           inFlight: undefined,
           heldFor: undefined,
+          refused: undefined,
           following: undefined,
           marks: 0n,
         })

@@ -37,13 +37,31 @@ export async function rowsInTarget(
   return await unlessItFails(signal, async () => {
     const deployment = await findDeployment(pool, parseClientName(client).schema)
     if (deployment === undefined) return undefined
-    const counts = await pool.begin(tx => countTarget(tx, deployment), {
-      readOnly: true,
-      setLocal: {statement_timeout: `${PATIENCE_MS}ms`},
-    })
+    const counts = await countBriefly(pool, deployment)
     return counts.values().reduce((total, {live}) => total + live, 0)
   })
 }
+
+/** @returns the same table by table, by the names of the source's tables. */
+export async function tablesInTarget(
+  pool: Pool,
+  deployment: Place,
+  signal: AbortSignal,
+): Promise<ReadonlyMap<string, number> | undefined> {
+  return await unlessItFails(signal, async () => {
+    const counts = await countBriefly(pool, deployment)
+    return new Map(counts.values().map(({name, live}) => [name, live]))
+  })
+}
+
+async function countBriefly(pool: Pool, deployment: Place): Promise<ReadonlyMap<string, TargetCount>> {
+  return await pool.begin(tx => countTarget(tx, deployment), {
+    readOnly: true,
+    setLocal: {statement_timeout: `${PATIENCE_MS}ms`},
+  })
+}
+
+type Place = {readonly deploymentId: string; readonly schemaName: string}
 
 /** Rows of one source table in Postgres: those there are, and those that the source has deleted. */
 export type TargetCount = {readonly name: string; readonly live: number; readonly deleted: number}
@@ -51,7 +69,7 @@ export type TargetCount = {readonly name: string; readonly live: number; readonl
 /** Counts the rows that Postgres has of a client, by the names of the source's tables. */
 export async function countTarget(
   sql: Sql,
-  {deploymentId, schemaName}: {readonly deploymentId: string; readonly schemaName: string},
+  {deploymentId, schemaName}: Place,
 ): Promise<ReadonlyMap<string, TargetCount>> {
   const layouts = (await findSourceSchema(sql, deploymentId))?.tables ?? []
   if (layouts.length === 0) return new Map()
@@ -66,10 +84,10 @@ export async function countTarget(
 }
 
 /** Whatever is wrong, the run itself meets it next, and says so in full. */
-async function unlessItFails(
+async function unlessItFails<T>(
   signal: AbortSignal,
-  count: (patience: AbortSignal) => Promise<number | undefined>,
-): Promise<number | undefined> {
+  count: (patience: AbortSignal) => Promise<T | undefined>,
+): Promise<T | undefined> {
   try {
     return await count(AbortSignal.any([signal, AbortSignal.timeout(PATIENCE_MS)]))
   } catch {
