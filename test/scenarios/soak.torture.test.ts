@@ -284,6 +284,12 @@ function report(
     `${nodeId}: memory (MB) ${spread(taken.map(({residentMb}) => residentMb))}`,
     `${nodeId}: descriptors ${spread(taken.map(({descriptors}) => descriptors))}`,
     `${nodeId}: workers’ memory (MB), most ${Math.max(...taken.map(({workersMb}) => workersMb))}`,
+    ...log
+      .filter(line => 'err' in line)
+      .map(({msg, err, client}) => {
+        const {code, message} = err as {code?: string; message: string}
+        return `${nodeId}: ${msg}: ${code ?? ''} ${message} (${typeof client === 'string' ? client : 'no client'})`
+      }),
     `${nodeId}: ${log.length} lines of log: ${[...countBy(log.map(({level, msg}) => `${level} ${msg}`))]
       .sort(([, a], [, b]) => b - a)
       .slice(0, 12)
