@@ -30,12 +30,14 @@ const MOST_REMARKS = 20
 /**
  * Reads the new file as a source is read, and holds every row against the target's digests.
  *
+ * @param onPage told as often as a page was read, so that somebody knows that it goes on: a table and how many rows it has.
  * @throws {RestoreFailedError} naming the first table that is not equal, or what is broken in the file.
  */
 export async function checkFile(
   file: string,
   tables: readonly FilledTable[],
   signal: AbortSignal,
+  onPage: (table: string, rows: number) => void = () => undefined,
 ): Promise<Remarks> {
   using db = new DatabaseSync(file, {
     readOnly: true,
@@ -65,6 +67,7 @@ export async function checkFile(
       garbage.note(page.bytes)
       garbage.sweep()
       position = page.next
+      onPage(layout.source, sums.rows)
     } while (position !== undefined)
     if (read.rows !== sums.rows)
       throw new RestoreFailedError(`table ${layout.source} has ${read.rows} rows instead of ${sums.rows}`)

@@ -70,7 +70,7 @@ export async function restore(
   using destination = openDestination(options.to, options.force)
   try {
     const {deployment, schema, tables, rows} = await write(destination.draft, options, signal)
-    const remarks = await checkFile(destination.draft, tables, signal)
+    const remarks = await checkFile(destination.draft, tables, signal, options.onProgress)
     if (schema.pragmas.journalMode === 'wal') enterWal(destination.draft)
     signal.throwIfAborted()
     const backup = destination.publish()

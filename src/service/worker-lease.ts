@@ -1,5 +1,10 @@
 import {FencedOutError} from '../postgres/refusals.ts'
 
+/** A timer that is so late was held up. */
+const LATE_MS = 20
+/** What lies in the channel is read within a turn or two of the event loop. */
+const LISTEN_MS = 20
+
 /** The lease as a worker knows it: over as soon as the time that its holder last spoke of has passed. */
 export class WorkerLease implements Disposable {
   readonly #epoch: bigint
@@ -7,6 +12,7 @@ export class WorkerLease implements Disposable {
   #over = new AbortController()
   #endsAt = -Infinity
   #timer: NodeJS.Timeout | undefined
+  #hasListened = false
 
   constructor(epoch: bigint, onOver: () => void) {
     this.#epoch = epoch
@@ -26,13 +32,15 @@ export class WorkerLease implements Disposable {
   extend(endsAt: number): void {
     if (endsAt > performance.now() && this.#over.signal.aborted) this.#over = new AbortController()
     this.#endsAt = endsAt
+    this.#hasListened = false
     this.#arm()
   }
 
   #arm(): void {
     clearTimeout(this.#timer)
     const leftMs = this.#endsAt - performance.now()
-    if (leftMs <= 0) this.#end()
+    if (leftMs <= -LATE_MS && !this.#hasListened) this.#listen()
+    else if (leftMs <= 0) this.#end()
     // Longer ones a timer does not take; it looks again then.
     else
       this.#timer = setTimeout(
@@ -41,6 +49,14 @@ export class WorkerLease implements Disposable {
         },
         Math.min(leftMs, 2 ** 31 - 1),
       )
+  }
+
+  /** Work at one go has held the timer up: news of renewals came meanwhile, and wait to be heard. */
+  #listen(): void {
+    this.#timer = setTimeout(() => {
+      this.#hasListened = true
+      this.#arm()
+    }, LISTEN_MS)
   }
 
   #end(): void {

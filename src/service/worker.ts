@@ -1,4 +1,5 @@
 import {fork, type ChildProcess} from 'node:child_process'
+import {readFileSync} from 'node:fs'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {fileURLToPath} from 'node:url'
 import type {Lease} from '../cluster/lease.ts'
@@ -61,7 +62,7 @@ export type WorkerOptions = {
 
 /** The lease's news reach a worker this often: several times within the shortest lease. */
 const BEAT_MS = 500
-/** Half a minute. Longer than anything that a worker does at one go: the settling of a first load of millions of rows. */
+/** Half a minute without an answer and without work. What it does at one go, such as SQLite's check of a large file, may take longer. */
 const MOST_UNANSWERED = 60
 /** A worker's lease ends this much before ours. */
 const MARGIN_MS = 100
@@ -83,6 +84,9 @@ export class Worker implements AsyncDisposable {
   readonly #beating: Promise<void>
   /** Beats that it owes an answer. Counted, not timed: a pause of ours must not look like one of its own. */
   #unanswered = 0
+  /** Of those, the ones since it was last seen to work. */
+  #still = 0
+  #cpuTicks: number | undefined
   /** Until it listens nothing is sent: what a message says of the lease would be old by then. */
   #isReady = false
   #run: Run | undefined
@@ -168,6 +172,7 @@ export class Worker implements AsyncDisposable {
 
   #hear(message: FromWorker): void {
     this.#unanswered = 0
+    this.#still = 0
     const run = this.#run
     switch (message.type) {
       case 'ready':
@@ -233,10 +238,23 @@ export class Worker implements AsyncDisposable {
       await sleep(BEAT_MS, undefined, {signal: this.#over.signal}).catch(ignore)
       if (this.#over.signal.aborted) return
       const most = (this.#isReady ? this.#options.mostUnanswered : undefined) ?? MOST_UNANSWERED
-      if (++this.#unanswered > most)
+      this.#unanswered++
+      this.#still = this.#hasWorked() ? 0 : this.#still + 1
+      if (this.#still > most)
         this.#kill(`was killed: it gave no sign of life for ${(most * BEAT_MS) / 1_000} s`)
+      // It does something, and nothing comes of it.
+      else if (this.#unanswered * BEAT_MS > this.#options.stallMs + most * BEAT_MS)
+        this.#kill(`was killed: it did not answer for ${(this.#unanswered * BEAT_MS) / 1_000} s`)
       if (this.#isReady) this.#send({type: 'beat', leaseEndsAt: this.#leaseEndsAt()})
     }
+  }
+
+  /** Whether one that does not answer has had the processor since the last beat: a frozen one has not. */
+  #hasWorked(): boolean {
+    if (this.#unanswered < 2 || this.#child.pid === undefined) return false
+    const before = this.#cpuTicks
+    this.#cpuTicks = cpuTicksOf(this.#child.pid)
+    return before !== undefined && this.#cpuTicks !== undefined && this.#cpuTicks > before
   }
 
   /** Of a lease that has been taken from us, nothing is left, whatever its time was. */
@@ -252,6 +270,20 @@ export class Worker implements AsyncDisposable {
 
   #send(message: ToWorker): void {
     if (this.#child.connected) this.#child.send(message, ignore)
+  }
+}
+
+/** @returns how long a process has had the processor, in the kernel's ticks: proc(5); `undefined` where there is no /proc. */
+function cpuTicksOf(pid: number): number | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    const [utime, stime] = stat
+      .slice(stat.lastIndexOf(')') + 2)
+      .split(' ')
+      .slice(11, 13)
+    return Number(utime) + Number(stime)
+  } catch {
+    return undefined
   }
 }
 

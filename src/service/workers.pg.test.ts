@@ -316,6 +316,40 @@ describe('a worker that dies', () => {
   })
 })
 
+describe('a worker that works at one go', () => {
+  test('for longer than its lease lasts and a frozen one would live, is left to it, and goes on', async () => {
+    await using client = await newClient()
+    const before = process.env['NODE_OPTIONS']
+    process.env['NODE_OPTIONS'] = `--import=${new URL('../../test/works-on-signal.ts', import.meta.url).href}`
+    try {
+      const lease = {...leader.lease, endsAt: () => performance.now() + 1_500}
+      await using workers = workersOf(leader, {lease, mostUnanswered: 4, most: 1})
+      await workers.sync(client.order, signal)
+      mutate(client.file, chance)
+      let run: ReturnType<typeof workers.sync> | undefined
+      const pid = await holdingUp(leader, client, async isHeld => {
+        run = workers.sync(client.order, signal)
+        run.catch(() => undefined)
+        await isHeld()
+        const pid = pidOf(workers, client)
+        process.kill(pid, 'SIGUSR2')
+        await sleep(6_000)
+        assert.ok(isAlive(pid), 'it was killed')
+        return pid
+      })
+      assert.equal((await run)?.status, 'success')
+      assert.deepEqual(
+        workers.states.map(state => state.pid),
+        [pid],
+      )
+    } finally {
+      if (before === undefined) delete process.env['NODE_OPTIONS']
+      else process.env['NODE_OPTIONS'] = before
+    }
+    await assertMirror(leader.admin, schemaOf(client), client.file)
+  })
+})
+
 describe('a worker that hangs', () => {
   test('frozen in the middle of a run, it is killed and replaced', async () => {
     await using client = await newClient()
