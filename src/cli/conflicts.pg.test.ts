@@ -28,6 +28,14 @@ describe('edits of a table that is reviewed', () => {
   test('wait, and a sync that was asked for meets them though the file is as it was', async () => {
     await editor`update acme.config set data = 'edited' where id = 'a'`
     await editor`delete from acme.config where id = 'b'`
+    const dry = await owsync('sync', '--client', 'acme', '--dry-run')
+    assert.equal(dry.code, 2, dry.err)
+    assert.match(dry.out, /^Conflicts that would be decided:$/m)
+    assert.match(dry.out, /^ *2 +config +drift +manual +a person decides$/m)
+    const planned = (await owsync('sync', '--client', 'acme', '--dry-run', '--json')).json() as object
+    assert.deepEqual((planned as {decisions: unknown}).decisions, [
+      {table: 'config', type: 'drift', strategy: 'manual', status: 'pending', outcome: 'target', count: 2},
+    ])
     const {code, out} = await owsync('sync', '--client', 'acme')
     assert.equal(code, 2, out)
     assert.match(out, /2 conflicts to be decided by a person: owsync client conflicts acme$/m)

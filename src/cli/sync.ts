@@ -4,7 +4,7 @@ import {syncOnce} from '../service/sync-once.ts'
 import {printed, type SyncResult} from '../sync/sync.ts'
 import {tally} from '../telemetry/progress.ts'
 import {command} from './command.ts'
-import {counted, sizeText} from './table.ts'
+import {counted, sizeText, table} from './table.ts'
 
 export const sync = command({
   details:
@@ -59,7 +59,11 @@ export const sync = command({
       progress[Symbol.dispose]()
     }
     const shown = printed(result)
-    context.out(dryRun ? {...shown, dry_run: true} : shown, syncText(result, {sqlite, dryRun}))
+    const decisions = result.decisions?.map(({ms: _, ...decided}) => decided)
+    context.out(
+      dryRun ? {...shown, ...(decisions && {decisions}), dry_run: true} : shown,
+      syncText(result, {sqlite, dryRun}),
+    )
     return result.status === 'success' && result.conflicts.pending === 0 ? 0 : 2
   },
 })
@@ -77,7 +81,7 @@ export function syncText(
       // Without its name the file that was synced last would be taken, and that one is not meant.
       `Look at the file. If this is meant: owsync sync --client ${client}${sqlite === undefined ? '' : ` --sqlite ${shellWord(sqlite)}`} --accept`,
     ].join('\n')
-  const conflicts = conflictsText(result)
+  const conflicts = dryRun ? decisionsText(result) : conflictsText(result)
   if (result.mode === 'unchanged' && status === 'success')
     return `${client}: unchanged (generation ${generation}, ${took})${conflicts}`
   const held = rows.quarantined > 0 ? `, ${rows.quarantined} quarantined (${result.reason ?? ''})` : ''
@@ -97,6 +101,19 @@ function conflictsText({client, conflicts: {detected, resolved, pending}}: SyncR
       ? []
       : [`${counted(pending, 'conflict')} to be decided by a person: owsync client conflicts ${client}`]
   return [...met, ...waiting].map(line => `\n${line}`).join('')
+}
+
+/** What would become of rows that somebody changed in Postgres. */
+function decisionsText({decisions = []}: SyncResult): string {
+  if (decisions.length === 0) return ''
+  const rows = decisions.map(({table, type, strategy, outcome, status, count}) => [
+    count,
+    table,
+    type,
+    strategy,
+    status === 'pending' ? 'a person decides' : outcome === 'merged' ? 'both, merged' : `the ${outcome}`,
+  ])
+  return `\nConflicts that would be decided:\n${table(['rows', 'table', 'type', 'strategy', 'keeps'], rows)}`
 }
 
 /** A path as a person can type it. */

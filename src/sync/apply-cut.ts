@@ -1,6 +1,6 @@
 import {json, type Pool, type Tx} from '../postgres/sql.ts'
 import {saveSourceSchema, type Deployment} from '../state/deployments.ts'
-import {applyTable, clearColumn, isSent, TableRefusedError, tombstoneAll} from '../target/apply.ts'
+import {applyTable, clearColumn, isSent, stageRows, TableRefusedError, tombstoneAll} from '../target/apply.ts'
 import {valuesOfRow} from '../target/encode.ts'
 import {passedOver, passedOverInStage, stagedSides, type SourceSide} from '../target/marks.ts'
 import type {Operation} from '../target/plan.ts'
@@ -91,13 +91,12 @@ async function inOneTransaction<T>(
 ): Promise<T | undefined> {
   const {pool, lease, deployment, limits} = run
   const care = new Care()
-  let rules: Rules | undefined
+  const rules = rulesFor(run)
   for (;;) {
     try {
       const court: Court = {
         deployment,
-        rules: () =>
-          (rules ??= rulesOf(run.conflictConfig, {name: deployment.clientName, config: deployment.config})),
+        rules,
         jobId: run.jobId,
         by: lease.nodeId,
         tally: new Tally(),
@@ -126,6 +125,56 @@ async function inOneTransaction<T>(
         return undefined
     }
   }
+}
+
+/**
+ * What would be decided if the cut were applied. Nothing is written that stays, and nobody is kept from editing but for
+ * the moment in which tables would change.
+ */
+export async function dryDecisions(run: SyncRun, cut: Cut, signal: AbortSignal): Promise<Tally> {
+  const {pool, lease, deployment, limits} = run
+  const court: Court = {
+    deployment,
+    rules: rulesFor(run),
+    jobId: undefined,
+    by: lease.nodeId,
+    tally: new Tally(),
+    isDry: true,
+  }
+  const undo = new Error('a dry run is undone')
+  const {schemaName, deploymentId} = deployment
+  const [found] = await pool<{any: boolean}>`
+    select exists (select from sync_metadata.marked_tables(${schemaName})) or exists (
+      select from sync_metadata.conflict_log where deployment_id = ${deploymentId} and is_standing) as any`
+  if (found?.any !== true) return court.tally
+  try {
+    await pool.begin(
+      async tx => {
+        if (cut.plan.operations.length > 0)
+          await tx`select sync_metadata.evolve_schema(${deploymentId}, ${json(cut.plan.operations)})`
+        for (const layout of cut.plan.vanished)
+          await decideRows(tx, court, layout, await passedOver(tx, schemaName, layout, 'all'), nothing)
+        for (const spool of cut.spools.values()) {
+          const isSmall = spool.small !== undefined
+          if (!isSmall && spool.count > 0)
+            await stageRows(tx, schemaName, spool.layout, spool.stream(new Set()), signal)
+          if (spool.count > 0) await decideUpserts(tx, court, spool, isSmall, spool.count)
+          await decideTombstones(tx, court, spool)
+        }
+        throw undo
+      },
+      {setLocal: {statement_timeout: `${limits.statementTimeoutMs}ms`}, signal: lease.signal},
+    )
+  } catch (error) {
+    if (error !== undo) throw error
+  }
+  return court.tally
+}
+
+/** The rules that hold, read when they are first asked for. */
+function rulesFor({conflictConfig, deployment}: SyncRun): () => Rules {
+  let rules: Rules | undefined
+  return () => (rules ??= rulesOf(conflictConfig, {name: deployment.clientName, config: deployment.config}))
 }
 
 export function modeOf(run: Pick<SyncRun, 'full'>, loaded: Loaded | undefined): 'full' | 'incremental' {

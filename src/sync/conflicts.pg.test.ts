@@ -2,10 +2,12 @@ import assert from 'node:assert/strict'
 import {DatabaseSync} from 'node:sqlite'
 import {afterAll, beforeAll, describe, test} from 'vitest'
 import {compareFiles} from '../../test/compare.ts'
+import {countedConflicts} from '../../test/counted-conflicts.ts'
 import {editorOf, type Editor} from '../../test/editor.ts'
 import {leadingClient, leadingHost, type LeadingClient, type LeadingHost} from '../../test/leading-host.ts'
 import type {ConflictType} from '../conflict/conflict.ts'
 import {raw} from '../postgres/sql.ts'
+import type {SyncResult} from './sync.ts'
 
 // Every change of the source against every change of the target, under every strategy, for every kind of key: what the
 // row holds then, and what the ledger says. Nothing is dropped in any cell.
@@ -342,6 +344,29 @@ async function stage(name: string, ddl: string): Promise<Stage> {
   return {client, app, editor, [Symbol.asyncDispose]: () => stack.disposeAsync()}
 }
 
+/** What a run says of conflicts, but for how long they took. */
+function shown({conflicts, decisions = []}: SyncResult) {
+  const order = (a: object, b: object) => (JSON.stringify(a) < JSON.stringify(b) ? -1 : 1)
+  return {conflicts, decisions: decisions.map(({ms: _, ...decided}) => decided).sort(order)}
+}
+
+/** What the metrics must say once all cells are decided: as `name{labels}`. */
+function metricsOf(cells: readonly Cell[], client: string): Record<string, number> {
+  const metrics: Record<string, number> = {}
+  const count = (name: string, labels: object) => {
+    const id = `${name}${JSON.stringify(labels)}`
+    metrics[id] = (metrics[id] ?? 0) + 1
+  }
+  for (const strategy of strategies)
+    for (const {type} of cells) {
+      if (type === 'none') continue
+      count('conflicts_detected_total', {client, table: tableOf(strategy), type})
+      if (strategy === 'manual') count('conflicts_unresolved', {client})
+      else count('conflicts_resolved_total', {client, strategy})
+    }
+  return metrics
+}
+
 const own = (shape: KeyShape) => cells.filter(cell => shape.meets || cell.before !== undefined)
 
 describe.each(['small', 'staged'] as const)('cuts that are %s', size => {
@@ -384,7 +409,16 @@ describe.each(['small', 'staged'] as const)('cuts that are %s', size => {
         for (const sql of statements(`${schema}.${tableOf(strategy)}`, shape, i, cell.before, cell.target))
           await s.editor`${raw(sql)}`
       }
+    const untouched = await s.client.written()
+    const planned = await s.client.sync({limits, conflictConfig, dryRun: true})
+    assert.equal(await s.client.written(), untouched, 'a dry run writes nothing')
     const result = await sync()
+    assert.deepEqual(shown(planned), shown(result), 'and tells what is decided then')
+    assert.deepEqual(
+      await countedConflicts(result),
+      metricsOf(own(shape), name),
+      'each decision is counted, and no other',
+    )
 
     const conflicts = own(shape).filter(({type}) => type !== 'none').length
     assert.equal(result.status, 'success')
@@ -409,7 +443,7 @@ describe.each(['small', 'staged'] as const)('cuts that are %s', size => {
         assert.equal(row?.mark ?? null, null, where)
         const entries = await leader.admin<Entry>`
           select conflict_id, conflict_type, resolution_strategy, c.status, outcome, is_standing, edited_by,
-            source_data, target_data
+            rule, resolved_by, source_data, target_data, resolved_data
           from sync_metadata.conflict_log c join sync_metadata.client_deployments d using (deployment_id)
           where d.client_name = ${name} and table_name = ${table} and record_key = ${row?.key ?? ''}`
         if (cell.type === 'none') {
@@ -418,7 +452,7 @@ describe.each(['small', 'staged'] as const)('cuts that are %s', size => {
           continue
         }
         const differs = JSON.stringify(want.row) !== JSON.stringify(cell.source)
-        const {conflict_id, source_data, target_data, ...entry} = entries[0]!
+        const {conflict_id, source_data, target_data, resolved_data, ...entry} = entries[0]!
         assert.equal(entries.length, 1, where)
         assert.deepEqual(
           entry,
@@ -429,11 +463,15 @@ describe.each(['small', 'staged'] as const)('cuts that are %s', size => {
             outcome: want.outcome,
             is_standing: differs,
             edited_by: s.editor.role,
+            rule: `table_strategies.${table} (test)`,
+            resolved_by: want.status === 'pending' ? null : leader.lease.nodeId,
           },
           where,
         )
         assert.equal(source_data['_sync_digest'] === null, cell.source === undefined, where)
         assert.equal(target_data['_sync_digest'] === null, cell.target === undefined, where)
+        if (want.status === 'pending') assert.equal(resolved_data, null, where)
+        else assert.equal(resolved_data!['_sync_digest'] === null, want.row === undefined, where)
         assert.equal(row!.diverged, differs ? conflict_id : null, where)
         if (differs) standing++
       }
@@ -477,6 +515,9 @@ type Entry = {
   outcome: string | null
   is_standing: boolean
   edited_by: string
+  rule: string
+  resolved_by: string | null
   source_data: Record<string, unknown>
   target_data: Record<string, unknown>
+  resolved_data: Record<string, unknown> | null
 }

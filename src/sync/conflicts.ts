@@ -36,6 +36,8 @@ export type Decided = {
   readonly type: ConflictType
   readonly strategy: Ruling['strategy']
   readonly status: 'resolved' | 'pending'
+  /** What was kept; what is pending keeps the target. */
+  readonly outcome: Ruling['verdict']['keep']
   readonly count: number
   /** What deciding took, in ms. */
   readonly ms: number
@@ -54,7 +56,13 @@ export class Tally {
   pageRows = 10
 
   add(decided: Omit<Decided, 'count'>): void {
-    const id = JSON.stringify([decided.table, decided.type, decided.strategy, decided.status])
+    const id = JSON.stringify([
+      decided.table,
+      decided.type,
+      decided.strategy,
+      decided.status,
+      decided.outcome,
+    ])
     const before = this.#decided.get(id)
     this.#decided.set(id, {
       ...decided,
@@ -94,6 +102,8 @@ export type Court = {
   readonly tally: Tally
   /** What was written to the source since the last cut. */
   readonly written?: Written | undefined
+  /** Nothing is written: only counted, what would be decided. */
+  readonly isDry?: boolean
 }
 
 /** Rows a statement, and bytes as far as the last ones tell: the longest values may be megabytes. */
@@ -131,7 +141,8 @@ async function decidePage(
   sides: ReadonlyMap<string, SourceSide>,
 ): Promise<number> {
   const {deployment, by, jobId} = court
-  const marked = await lockMarked(tx, deployment.schemaName, layout, keys)
+  const how = court.isDry === true ? 'look' : 'lock'
+  const marked = await lockMarked(tx, deployment.schemaName, layout, keys, 'touched', how)
   if (marked.length === 0) return 0
   const ids = marked.flatMap(({divergedBy}) => divergedBy ?? [])
   const standings = await readStandings(tx, deployment.deploymentId, ids)
@@ -148,6 +159,9 @@ async function decidePage(
     const isPending = decision.entry?.status === 'pending'
     court.tally.pending += Number(isPending) - Number(standing?.status === 'pending')
   }
+  const rows = [...marked.flatMap(({target}) => target ?? []), ...sides.values()]
+  const bytes = rows.reduce((sum, {values}) => sum + sizeOf(values), 0)
+  if (court.isDry === true) return bytes
   try {
     await settle(tx, deployment.schemaName, layout, settlements)
   } catch (cause) {
@@ -155,8 +169,7 @@ async function decidePage(
   }
   await closeEntries(tx, deployment.deploymentId, closed, by)
   await writeEntries(tx, deployment.deploymentId, jobId, entries)
-  const rows = [...marked.flatMap(({target}) => target ?? []), ...sides.values()]
-  return rows.reduce((sum, {values}) => sum + sizeOf(values), 0)
+  return bytes
 }
 
 type Decision = {readonly settlement: Settlement; readonly entry: LedgerEntry | undefined}
@@ -212,6 +225,7 @@ function decide(
     type: conflict.type,
     strategy: ruling.strategy,
     status: isPending ? 'pending' : 'resolved',
+    outcome: verdict.keep,
     ms: performance.now() - since,
   })
   if (ruling.notify && !isPending) court.tally.toTell++
@@ -272,7 +286,7 @@ export function refusedEntry(
   const rules = court.rules()
   const {strategy, entry, place} = ruleFor(rules, layout.source)
   const type = why === 'constraint' ? 'constraint_violation' : 'type_mismatch'
-  court.tally.add({table: layout.source, type, strategy, status: 'pending', ms: 0})
+  court.tally.add({table: layout.source, type, strategy, status: 'pending', outcome: 'target', ms: 0})
   court.tally.pending++
   const source = found && {digest: found.digest, values: found.values}
   const differs = differing(layout, source, target)

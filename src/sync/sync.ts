@@ -22,7 +22,7 @@ import {
 import type {TriggeredBy} from '../state/jobs.ts'
 import {readExisting, type Existing} from '../target/plan.ts'
 import {countUnwritten} from '../target/unwritten.ts'
-import {applyCut, modeOf, recordQuarantine, rehearseCut} from './apply-cut.ts'
+import {applyCut, dryDecisions, modeOf, recordQuarantine, rehearseCut} from './apply-cut.ts'
 import {Audit, auditDueAt, type Missed} from './audit.ts'
 import type {Decided, Written} from './conflicts.ts'
 import {syncBack} from './both-ways.ts'
@@ -293,12 +293,18 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   const settled = () => (isSettled() ? {settledAt: cut.capture.dataVersion, auditAt: auditAt()} : {})
   const doubt = run.accept || !isLoaded ? undefined : await doubtOf(run, sidecar, cut, open)
   if (run.dryRun) {
-    const isToBeWritten = isLoaded && doubt === undefined && deployment.direction === 'two_way'
-    const preview = isToBeWritten ? await previewWrites(run, report, sidecar, cut, open, signal) : undefined
-    sidecar.abandon()
-    const {generation} = deployment
-    const result = doubt === undefined ? report.done('incremental', generation) : report.held(doubt)
-    return {result: preview === undefined ? result : withPreview(result, preview)}
+    try {
+      if (doubt !== undefined) return {result: report.held(doubt)}
+      if (hasMarks) await takeMarked(pool, deployment.schemaName, open, cut, run.limits.lockBudgetMs, signal)
+      if (isLoaded && deployment.direction === 'two_way') {
+        const preview = await previewWrites(run, report, sidecar, cut, signal)
+        return {result: withPreview(report.done('incremental', deployment.generation), preview)}
+      }
+      report.conflicts = await dryDecisions(run, cut, signal)
+      return {result: report.done('incremental', deployment.generation)}
+    } finally {
+      sidecar.abandon()
+    }
   }
   if (doubt !== undefined) {
     sidecar.abandon()
@@ -384,11 +390,9 @@ async function previewWrites(
   report: Report,
   sidecar: Sidecar,
   cut: Cut,
-  source: Source,
   signal: AbortSignal,
 ): Promise<Preview> {
-  const {pool, deployment, limits} = run
-  await takeMarked(pool, deployment.schemaName, source, cut, limits.lockBudgetMs, signal)
+  const {deployment, limits} = run
   const seen = await rehearseCut(
     run,
     report,

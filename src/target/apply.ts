@@ -81,6 +81,27 @@ export function isSent({small}: Pick<TableChanges, 'small'>, skip: ReadonlySet<n
 /** The temporary table of rows on their way, as a quoted qualified name. */
 export const STAGE = 'pg_temp."_sync_stage"'
 
+/** Copies rows into {@link STAGE}, which has what the table has. */
+export async function stageRows(
+  tx: Tx,
+  schema: string,
+  layout: TableLayout,
+  rows: AsyncIterable<Uint8Array>,
+  signal: AbortSignal,
+): Promise<void> {
+  const stage = quote('_sync_stage')
+  const columns = columnList(layout)
+  // All of it one query, so that staging costs no round trip more than COPY does.
+  await tx.copyFrom(
+    raw(`drop table if exists pg_temp.${stage};
+      create temp table ${stage} on commit drop as select ${columns} from ${nameOf(schema, layout)} limit 0;
+      alter table ${stage} add column _sync_line bigint generated always as identity;
+      copy pg_temp.${stage} (${columns}) from stdin (format binary)`),
+    rows,
+    signal,
+  )
+}
+
 /** Copies rows straight into a table that has no rows with these keys: a first load, before its primary key exists. */
 export async function copyInto(
   tx: Tx,
@@ -154,15 +175,7 @@ async function upsertStaged(
   const {layout} = changes
   const stage = quote('_sync_stage')
   const columns = columnList(layout)
-  // All of it one query, so that staging costs no round trip more than COPY does.
-  await tx.copyFrom(
-    raw(`drop table if exists pg_temp.${stage};
-      create temp table ${stage} on commit drop as select ${columns} from ${nameOf(schema, layout)} limit 0;
-      alter table ${stage} add column _sync_line bigint generated always as identity;
-      copy pg_temp.${stage} (${columns}) from stdin (format binary)`),
-    changes.stream(skip),
-    signal,
-  )
+  await stageRows(tx, schema, layout, changes.stream(skip), signal)
   let left = changes.count - skip.size
   const insert = async (lines: Fragment) => {
     const last = changes.mayRepeat

@@ -182,6 +182,7 @@ export async function stagedSides(
  * Reads marked rows, and those that may differ, and locks them: nobody edits them until the transaction ends.
  *
  * @param which `'any'`: whatever rows there are.
+ * @param how `'look'`: nobody is kept from editing them.
  */
 export async function lockMarked(
   tx: Tx,
@@ -189,6 +190,7 @@ export async function lockMarked(
   layout: TableLayout,
   keys: readonly string[],
   which: 'touched' | 'any' = 'touched',
+  how: 'lock' | 'look' = 'lock',
 ): Promise<MarkedRow[]> {
   const rows = await tx<
     WithValues & {
@@ -205,7 +207,7 @@ export async function lockMarked(
     from ${raw(nameOf(schema, layout))} t
     where _sync_key = any(${keys}::text[]) and ${raw(which === 'any' ? 'true' : TOUCHED)}
     order by _sync_key
-    for no key update`
+    ${raw(how === 'lock' ? 'for no key update' : '')}`
   return rows.map(row => ({
     key: row.key,
     editedBy: row.by ?? undefined,
