@@ -41,13 +41,13 @@ export function startProbe(file: string, rows: number): {stop(): Promise<Probed>
 
 if (import.meta.main) {
   const [file = '', rows = '1'] = process.argv.slice(2)
-  let isOver = false
+  const over = new AbortController()
   process.once('SIGTERM', () => {
-    isOver = true
+    over.abort()
   })
   const db = new DatabaseSync(file, {timeout: 5_000, enableForeignKeyConstraints: false})
   const update = db.prepare('update probe set ours = ?, updated_at = ? where id = ?')
-  for (let number = 1; !isOver; number++) {
+  for (let number = 1; !over.signal.aborted; number++) {
     const id = 1 + Math.floor(Math.random() * Number(rows))
     try {
       update.run(number, number, id)

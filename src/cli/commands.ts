@@ -58,6 +58,11 @@ export const commands: readonly Entry[] = [
     about: 'Say when a client is synced.',
     load: async () => (await change()).interval,
   },
+  {
+    name: 'client direction',
+    about: 'Say whether edits in Postgres are written to the file.',
+    load: async () => (await import('./direction.ts')).direction,
+  },
   {name: 'client status', about: 'Show how a client stands.', load: async () => (await client()).status},
   {
     name: 'client history',

@@ -64,7 +64,8 @@ export const sync = command({
       dryRun ? {...shown, ...(decisions && {decisions}), dry_run: true} : shown,
       syncText(result, {sqlite, dryRun}),
     )
-    return result.status === 'success' && result.conflicts.pending === 0 ? 0 : 2
+    const isLeft = (result.written_to_source?.left ?? 0) > 0
+    return result.status === 'success' && result.conflicts.pending === 0 && !isLeft ? 0 : 2
   },
 })
 
@@ -81,7 +82,8 @@ export function syncText(
       // Without its name the file that was synced last would be taken, and that one is not meant.
       `Look at the file. If this is meant: owsync sync --client ${client}${sqlite === undefined ? '' : ` --sqlite ${shellWord(sqlite)}`} --accept`,
     ].join('\n')
-  const conflicts = dryRun ? decisionsText(result) : conflictsText(result)
+  const decided = dryRun ? decisionsText(result) : conflictsText(result)
+  const conflicts = `${decided}${writtenText(result, dryRun)}`
   if (result.mode === 'unchanged' && status === 'success')
     return `${client}: unchanged (generation ${generation}, ${took})${conflicts}`
   const held = rows.quarantined > 0 ? `, ${rows.quarantined} quarantined (${result.reason ?? ''})` : ''
@@ -91,6 +93,26 @@ export function syncText(
   const counts = `${rows.upserted} upserted, ${rows.tombstoned} deleted, ${rows.unchanged} unchanged${held}`
   const what = dryRun ? 'would apply' : `generation ${generation}`
   return `${client}: ${what}: ${counts} in ${counted(tables, 'table')}, ${sizeText(result.bytes)}, ${took}${healing}${conflicts}`
+}
+
+/** Rows that were decided in Postgres, on their way to the file. */
+function writtenText({written_to_source: wrote}: SyncResult, dryRun: boolean): string {
+  if (wrote === undefined) return ''
+  const {inserted, updated, deleted, refused, left, reason} = wrote
+  const rows = inserted + updated + deleted
+  const lines = [
+    ...(rows === 0
+      ? []
+      : [
+          `${dryRun ? 'would write' : 'wrote'} ${counted(rows, 'row')} to the file: ${inserted} inserted, ${updated} updated, ${deleted} deleted`,
+        ]),
+    ...(refused === 0 ? [] : [`the file does not take ${counted(refused, 'row')}`]),
+    ...(left === 0
+      ? []
+      : [`${counted(left, 'row')} still to be written to the file: ${reason ?? 'the next sync goes on'}`]),
+    ...(dryRun && reason !== undefined ? [`a person would have to confirm it: ${reason}`] : []),
+  ]
+  return lines.map(line => `\n${line}`).join('')
 }
 
 /** Rows that somebody changed in Postgres: how many were decided, and what waits for whom. */

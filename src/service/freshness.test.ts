@@ -28,6 +28,7 @@ function watched(changes: Partial<Scheduled> = {}) {
     syncInterval: null,
     syncSchedule: null,
     config: {},
+    settingsVersion: 1n,
     freshMs: 0,
     sourceVersion: null,
     behindMs: null,

@@ -30,6 +30,9 @@ export function countSync(
     if (status === 'resolved') metrics.conflictsResolved.inc({client, strategy}, count)
     metrics.conflictResolution.observe({strategy}, ms / count / 1_000)
   }
+  for (const {table, inserted, updated, deleted} of details?.written ?? [])
+    metrics.syncRows.inc({client, table}, inserted + updated + deleted)
+  if (details?.writtenBytes) metrics.syncBytes.inc({client, direction: 'received'}, details.writtenBytes)
   if (!isApplied) return
   metrics.syncBytes.inc({client, direction: 'sent'}, bytes)
   for (const {table, upserted, tombstoned} of details?.changes ?? [])

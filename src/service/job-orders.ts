@@ -8,6 +8,8 @@ export type JobPlace = {
   readonly clientName: string
   readonly schemaName: string
   readonly sqlitePath: string | null
+  /** Of its settings: whoever remembers others has to ask anew. */
+  readonly settingsVersion?: bigint
 }
 
 /**
@@ -18,7 +20,7 @@ export type JobPlace = {
  */
 export function orderOf(
   {jobId, syncType, triggeredBy, options}: Pick<Job, 'jobId' | 'syncType' | 'triggeredBy' | 'options'>,
-  {deploymentId, clientName, schemaName, sqlitePath}: JobPlace,
+  {deploymentId, clientName, schemaName, sqlitePath, settingsVersion}: JobPlace,
   hasMarks = false,
 ): AnyOrder {
   const client = {deploymentId, clientName, schemaName}
@@ -48,6 +50,8 @@ export function orderOf(
     dryRun: options.dry_run ?? false,
     accept: options.accept ?? false,
     marks: hasMarks,
+    ...(settingsVersion === undefined ? {} : {settingsVersion}),
+    ...(options.direction === undefined ? {} : {asDirection: options.direction}),
     jobId,
     triggeredBy,
   }

@@ -231,6 +231,12 @@ export class Runs {
       log.info({...facts, mode: result.mode, upserted, tombstoned, bytes: result.bytes}, 'cut applied')
       this.#announce(entry, result)
     } else log.debug(facts, 'nothing to apply')
+    if (!isDry && result.written_to_source !== undefined) {
+      const {left, reason, inserted, updated, deleted, refused} = result.written_to_source
+      const wrote = {...facts, inserted, updated, deleted, refused}
+      if (left > 0) log.warn({...wrote, left, reason}, 'rows wait to be written to the source')
+      else log.info(wrote, 'rows were written to the source')
+    }
     this.#end(running, statusOf(result), result)
   }
 

@@ -177,6 +177,8 @@ class Leading implements AsyncDisposable {
         return progressMs
       }),
       loop('marks', this.#marksBell, async () => {
+        // What is decided about them is decided by the settings of now.
+        await this.#load()
         await pollMarks({pool, log, entries: this.#entries})
         for (const entry of this.#entries.values())
           if (entry.marks > 0n && isScheduled(entry)) void this.#runScheduled(entry, 'change')

@@ -34,6 +34,8 @@ export type SyncRequest = {
   readonly full: boolean
   readonly dryRun: boolean
   readonly accept: boolean
+  /** Of a dry run: as if the deployment had this direction. */
+  readonly asDirection?: 'two_way'
   readonly onProgress?: (table: string, rows: number) => void
   readonly onWait?: (holder: string) => void
 }
@@ -85,7 +87,7 @@ export async function syncOnce(
     async lease => {
       const startedAt = performance.now()
       try {
-        const {full, dryRun, accept, onProgress} = request
+        const {full, dryRun, accept, asDirection, onProgress} = request
         const result = await session.run(
           {
             pool,
@@ -96,6 +98,7 @@ export async function syncOnce(
             full,
             dryRun,
             accept,
+            asDirection,
             ...(onProgress ? {onProgress} : {}),
           },
           lease.signal,
@@ -128,7 +131,7 @@ async function byLeader(
   pool: Pool,
   {clusterName, syncQueueSize, leaseDurationMs}: Config,
   {deploymentId, sqlitePath}: Deployment,
-  {full, dryRun, accept, sqlite, onProgress, onWait}: SyncRequest,
+  {full, dryRun, accept, asDirection, sqlite, onProgress, onWait}: SyncRequest,
   signal: AbortSignal,
 ): Promise<SyncResult | undefined> {
   const job = await askLeader(
@@ -140,6 +143,7 @@ async function byLeader(
       options: {
         ...(accept && {accept}),
         ...(dryRun && {dry_run: true}),
+        ...(asDirection && {direction: asDirection}),
         ...(sqlite !== undefined && sqlite !== sqlitePath && {sqlite_path: sqlite}),
       },
       mostWaiting: syncQueueSize,

@@ -19,7 +19,10 @@ type Retention = {
   readonly conflictConfig: ConflictRules | undefined
 }
 
-/** Counts the rows of each target that somebody has edited: a notice of them may have been lost. */
+/**
+ * Counts the rows of each target that somebody has edited, or that wait to be written to the source: a notice of them may
+ * have been lost.
+ */
 export async function pollMarks({pool, log, entries}: Upkeep): Promise<void> {
   const loaded = [...entries.values()].filter(({place}) => place.generation > 0n)
   const found = await countMarks(
@@ -29,7 +32,7 @@ export async function pollMarks({pool, log, entries}: Upkeep): Promise<void> {
   for (const entry of loaded) {
     const {deploymentId, clientName: client} = entry.place
     const marks = found.get(deploymentId) ?? 0n
-    if (marks !== entry.marks) log.info({client, rows: Number(marks)}, 'rows of the target were edited')
+    if (marks !== entry.marks) log.info({client, rows: Number(marks)}, 'rows of the target wait for a sync')
     entry.marks = marks
   }
 }

@@ -27,7 +27,15 @@ type Client = Omit<Place, 'stateDir'>
 /** A sync that somebody asks for. */
 export type Order = Pick<
   SessionRun,
-  'sqlitePath' | 'full' | 'dryRun' | 'accept' | 'marks' | 'jobId' | 'triggeredBy'
+  | 'sqlitePath'
+  | 'full'
+  | 'dryRun'
+  | 'accept'
+  | 'marks'
+  | 'jobId'
+  | 'triggeredBy'
+  | 'asDirection'
+  | 'settingsVersion'
 > &
   Client & {readonly task?: 'sync'; readonly capture?: NonNullable<SessionRun['capture']>}
 

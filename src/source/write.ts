@@ -53,6 +53,7 @@ const SQLITE_TOOBIG = 18
 const SQLITE_CONSTRAINT = 19
 const SQLITE_MISMATCH = 20
 const SQLITE_READONLY = 8
+const SQLITE_READONLY_ROLLBACK = 776
 const SQLITE_ERROR = 1
 const SQLITE_CONSTRAINT_PRIMARYKEY = 1555
 const SQLITE_CONSTRAINT_UNIQUE = 2067
@@ -151,6 +152,8 @@ export class SourceWriter implements Disposable {
     for (const refused = new Map<number, WriteOutcome>(); ;) {
       if (this.#source.isReplaced()) return 'changed'
       try {
+        // A connection that may write rolls back what a crashed app has left; that is the app's to do.
+        if (!isSound(this.#source.db)) return 'busy'
         db.exec('begin immediate')
         const since = performance.now()
         if (readSchemaVersion(db) !== this.spec.schemaVersion) return 'changed'
@@ -469,6 +472,17 @@ function refusalOf(cause: unknown, found: SourceRow | undefined): WriteOutcome {
 
 /** A row that reads back otherwise than it was written. */
 class Misfit extends Error {}
+
+/** Whether nothing waits to be rolled back: a connection that only reads is told so. */
+function isSound(db: DatabaseSync): boolean {
+  try {
+    db.prepare('select 1 from sqlite_schema limit 1').get()
+    return true
+  } catch (cause) {
+    if (errcode(cause) === SQLITE_READONLY_ROLLBACK) return false
+    throw cause
+  }
+}
 
 function isBusy(cause: unknown): boolean {
   return ((errcode(cause) ?? 0) & 0xff) === SQLITE_BUSY

@@ -12,6 +12,8 @@ export type JobOptions = {
   readonly accept?: boolean
   readonly dry_run?: boolean
   readonly sqlite_path?: string
+  /** Of a dry run: as if the deployment had this direction. */
+  readonly direction?: 'two_way'
   /** Of a verification: trust stored hashes, put right what differs. */
   readonly quick?: boolean
   readonly repair?: boolean

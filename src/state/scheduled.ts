@@ -10,6 +10,8 @@ export type Scheduled = Pick<
   readonly syncInterval: number | null
   readonly syncSchedule: string | null
   readonly config: Readonly<Record<string, unknown>>
+  /** Raised by every change of its settings. */
+  readonly settingsVersion: bigint
   /** How long ago the target was last known to equal its source; `null`: never. */
   readonly freshMs: number | null
   /** The version of the source that was seen then. */
@@ -24,6 +26,7 @@ export async function listScheduled(sql: Sql): Promise<Scheduled[]> {
     select deployment_id as "deploymentId", client_name as "clientName", schema_name as "schemaName",
       sqlite_path as "sqlitePath", status, status_reason as "statusReason", generation,
       sync_enabled as "isEnabled", sync_interval as "syncInterval", sync_schedule as "syncSchedule", config,
+      settings_version as "settingsVersion",
       extract(epoch from clock_timestamp() - greatest(checked_at, last_sync_at))::float8 * 1000 as "freshMs",
       source_version as "sourceVersion",
       extract(epoch from clock_timestamp() - behind_since)::float8 * 1000 as "behindMs"
@@ -65,13 +68,21 @@ export async function saveChecks(sql: Sql, checks: readonly Check[]): Promise<vo
     where d.deployment_id = c.id`
 }
 
-/** @returns how many rows of each client's target somebody else has edited since they were last synced, if any. */
+/**
+ * @returns how many rows of each client's target a sync has to look at: somebody else has edited them since they were last
+ * synced or, where it is two_way, the source does not have yet what was decided.
+ */
 export async function countMarks(
   sql: Sql,
   deploymentIds: readonly string[],
 ): Promise<ReadonlyMap<string, bigint>> {
   const rows = await sql<{id: string; marks: bigint}>`
-    select id, sync_metadata.count_marks(id) as marks from unnest(${deploymentIds}::uuid[]) as t (id)`
+    select id, sync_metadata.count_marks(id) + (
+        select count(*) from sync_metadata.conflict_log c
+        where c.deployment_id = d.deployment_id and d.direction = 'two_way' and c.is_standing
+          and c.status in ('resolved', 'undone')) as marks
+    from unnest(${deploymentIds}::uuid[]) as t (id)
+    join sync_metadata.client_deployments d on d.deployment_id = id`
   return new Map(rows.map(({id, marks}) => [id, marks]))
 }
 

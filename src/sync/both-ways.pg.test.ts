@@ -1,4 +1,6 @@
 import assert from 'node:assert/strict'
+import {spawn} from 'node:child_process'
+import {once} from 'node:events'
 import {rmSync, statSync, writeFileSync} from 'node:fs'
 import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
@@ -12,6 +14,8 @@ import {
   type LeadingClient,
   type LeadingHost,
 } from '../../test/leading-host.ts'
+import {watchOpenFiles} from '../../test/open-files.ts'
+import {until} from '../../test/until.ts'
 import {FencedOutError} from '../postgres/refusals.ts'
 import {raw} from '../postgres/sql.ts'
 import {resolveConflict, undoConflict} from './resolve.ts'
@@ -667,6 +671,31 @@ describe.each(['delete', 'wal'] as const)('the app’s locks, in journal mode %s
   })
 })
 
+test('what a crashed app has left is the app’s to roll back, not ours', async () => {
+  const rows = Array.from({length: 300}, (_, i) => `('n${i}', hex(randomblob(500)), 1)`).join(', ')
+  await using s = await stage(`${notes}; insert into note values ${rows}`)
+  await s.edit(`update $.note set v = 'edited' where id = 'a'`)
+  let times = 0
+  const pool = tapped(leader.host, READ_TO_WRITE, async () => {
+    if (times++ > 0) return
+    const script = `
+      const db = new (require('node:sqlite').DatabaseSync)(${JSON.stringify(s.client.file)})
+      db.exec("pragma cache_size = 5; pragma cache_spill = 1; begin; update note set v = hex(randomblob(2000))")
+      process.kill(process.pid, 'SIGKILL')`
+    await once(spawn(process.execPath, ['-e', script], {stdio: 'ignore'}), 'close')
+  })
+  const journal = `${s.client.file}-journal`
+  const {written_to_source: wrote} = await s.client.sync({pool})
+  assert.deepEqual([wrote?.updated, wrote?.left], [0, 1])
+  assert.ok(statSync(journal).size > 0)
+  await assert.rejects(s.client.sync(), {code: 'SYNC_SOURCE_BUSY'})
+  // The app starts again.
+  assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'one'}])
+  await s.client.sync()
+  assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'edited'}])
+  await s.equal()
+})
+
 describe('deletes that look like an accident', () => {
   const many = `create table t (id integer primary key, v text); create table other (id integer primary key, v text);
     insert into t with recursive n (i) as (select 1 union all select i + 1 from n where i < 300) select i, 'x' from n;
@@ -732,8 +761,9 @@ test('a dry run says what would be written, by the rules, and writes nothing on 
   s.app.exec(`update note set v = 'app', updated_at = 1700000300 where id = 'c'`)
   const before = await s.client.written()
   const dry = await s.client.sync({dryRun: true})
-  assert.deepEqual(dry.written_to_source, {inserted: 1, updated: 1, deleted: 1, refused: 0, left: 0})
-  assert.deepEqual(dry.details?.written, [
+  const {tables, ...counts} = dry.written_to_source!
+  assert.deepEqual(counts, {inserted: 1, updated: 1, deleted: 1, refused: 0, left: 0})
+  assert.deepEqual(tables, [
     {
       table: 'note',
       inserted: 1,
@@ -746,6 +776,67 @@ test('a dry run says what would be written, by the rules, and writes nothing on 
   assert.equal(await s.client.written(), before)
   assert.deepEqual(s.rows('select v from note order by id'), [{v: 'one'}, {v: 'two'}, {v: 'app'}])
   const {written_to_source: wrote} = await s.client.sync()
-  assert.deepEqual(wrote, dry.written_to_source)
+  assert.deepEqual(wrote, counts)
   await s.equal()
 })
+
+// By what the kernel says of this process's open files.
+describe.runIf(process.platform === 'linux').each(['delete', 'wal'] as const)(
+  'a deployment that is one_way, in journal mode %s,',
+  mode => {
+    test('never has its file open for writing; one that is two_way has it when there is something to write', async () => {
+      const name = `one-way-${mode}`
+      const schema = name.replaceAll('-', '_')
+      await using client = await leadingClient(leader, name)
+      const atWork = (sql: string) => {
+        using app = new DatabaseSync(client.file)
+        app.exec(`pragma journal_mode = ${mode}; ${sql}`)
+      }
+      const direct = async (direction: string) => {
+        await leader.host`update sync_metadata.client_deployments set direction = ${direction} where client_name = ${name}`
+      }
+      atWork(notes)
+      await using editor = await editorOf(leader.admin, name)
+      const edit = async (sql: string) => {
+        await editor`${raw(sql.replaceAll('$', schema))}`
+      }
+      const watched = [client.file, `${client.file}-journal`]
+      const options = {conflictConfig: keepsTarget}
+      const writable = async (work: () => Promise<unknown>, looks = 20) => {
+        await using files = await watchOpenFiles(watched)
+        await work()
+        await until(async () => (await files.seen()).looks >= looks)
+        return (await files.seen()).writable
+      }
+      const everything = async () => {
+        await client.sync(options)
+        await client.sync({...options, full: true})
+        await client.sync({...options, dryRun: true})
+        await client.verify()
+      }
+      assert.deepEqual(await writable(everything), [])
+      atWork(`update note set v = 'app' where id = 'c'`)
+      await edit(`update $.note set v = 'edited' where id = 'a'; delete from $.note where id = 'b'`)
+      assert.deepEqual(await writable(everything), [])
+      // Two_way with nothing to write, and a dry run with something.
+      await direct('two_way')
+      assert.deepEqual(await writable(() => client.sync({...options, dryRun: true})), [])
+      await direct('one_way')
+      assert.deepEqual(await writable(() => client.sync(options)), [])
+
+      await direct('two_way')
+      // The lease is too short to write by: the file stays open, as long as it takes to be seen.
+      let endsAt = 0
+      const lease = {...leader.lease, endsAt: () => endsAt}
+      const seen = await writable(async () => {
+        setTimeout(() => {
+          endsAt = Infinity
+        }, 1_000)
+        const {written_to_source: wrote} = await client.sync({...options, lease})
+        assert.deepEqual([wrote?.updated, wrote?.deleted, wrote?.left], [1, 1, 0])
+      })
+      assert.ok(seen.includes(client.file))
+      assert.deepEqual(await writable(() => client.sync({...options, full: true})), [])
+    })
+  },
+)

@@ -45,6 +45,7 @@ export async function syncBack(
         details: result.details && {
           ...result.details,
           written: [...(result.details.written ?? []), ...wrote.tables],
+          writtenBytes: (result.details.writtenBytes ?? 0) + wrote.bytes,
         },
         lock: {
           max_hold_ms: Math.max(result.lock.max_hold_ms, Math.round(wrote.maxHoldMs * 10) / 10),
@@ -122,6 +123,7 @@ function together(first: SyncResult, second: SyncResult): SyncResult {
       changes,
       refused: second.details?.refused ?? [],
       written: first.details?.written,
+      writtenBytes: first.details?.writtenBytes ?? 0,
     },
     duration_ms: first.duration_ms + second.duration_ms,
     lock: {

@@ -16,8 +16,10 @@ export type Place = {
 }
 
 /** What one run within a session is given: the rest it knows. */
-export type SessionRun = Omit<SyncRun, 'stateDir' | 'deployment' | 'pages' | 'knownSchema'> & {
+export type SessionRun = Omit<SyncRun, 'stateDir' | 'deployment' | 'pages' | 'knownSchema' | 'written'> & {
   readonly log?: Log
+  /** Of the deployment's settings: what was known of others holds no more. */
+  readonly settingsVersion?: bigint
 }
 
 /**
@@ -58,6 +60,7 @@ export class Session implements Disposable {
     const settled = this.#settled
     if (settled === undefined || run.full || run.dryRun || run.accept || run.marks === true) return undefined
     if (settled.path !== run.sqlitePath || settled.epoch !== run.lease.epoch) return undefined
+    if (settled.settingsVersion !== run.settingsVersion) return undefined
     if (Date.now() >= settled.auditAt) return undefined
     const source = this.#held.openSource
     const now = look(run.sqlitePath, source === undefined)
@@ -82,8 +85,10 @@ export class Session implements Disposable {
   async run(run: SessionRun, signal: AbortSignal): Promise<SyncResult> {
     const atGate = this.unchanged(run)
     if (atGate !== undefined) return atGate
+    const {settingsVersion} = run
     const {epoch} = run.lease
-    const known = this.#known?.epoch === epoch ? this.#known : undefined
+    const isKnown = this.#known?.epoch === epoch && this.#known.settingsVersion === settingsVersion
+    const known = isKnown ? this.#known : undefined
     this.#known = undefined
     this.#settled = undefined
     try {
@@ -97,10 +102,11 @@ export class Session implements Disposable {
         this.#held,
         signal,
       )
-      if (outcome.known !== undefined) this.#known = {epoch, ...outcome.known}
+      if (outcome.known !== undefined) this.#known = {epoch, settingsVersion, ...outcome.known}
       if (outcome.settledAt !== undefined && seen !== undefined)
         this.#settled = {
           epoch,
+          settingsVersion,
           path: run.sqlitePath,
           look: seen,
           dataVersion: outcome.settledAt,
@@ -148,11 +154,17 @@ export function forgetPages(
 }
 
 /** What a run has left known of the control schema. */
-type Known = {readonly epoch: bigint; readonly deployment: Deployment; readonly schema: SourceSchema}
+type Known = {
+  readonly epoch: bigint
+  readonly settingsVersion: bigint | undefined
+  readonly deployment: Deployment
+  readonly schema: SourceSchema
+}
 
 /** The state of a source at which its last run has left nothing to do. */
 type Settled = {
   readonly epoch: bigint
+  readonly settingsVersion: bigint | undefined
   readonly path: string
   readonly look: Look
   readonly dataVersion: bigint
@@ -190,6 +202,7 @@ function again(result: SyncResult): SyncResult {
     audit: undefined,
     details: undefined,
     decisions: undefined,
+    written_to_source: undefined,
     duration_ms: 0,
     lock: {max_hold_ms: 0, busy_retries: 0},
   }

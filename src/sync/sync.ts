@@ -56,6 +56,8 @@ export type SyncRun = {
   readonly full: boolean
   /** Say what would be applied, and apply nothing. */
   readonly dryRun: boolean
+  /** Of a dry run: as if the deployment had this direction. */
+  readonly asDirection?: Deployment['direction'] | undefined
   /** A person has confirmed what the guard holds back. */
   readonly accept: boolean
   /** There may be foreign edits to decide about, whether the source has changed or not. */
@@ -85,8 +87,10 @@ export type SyncDetails = {
   readonly changes: readonly TableChange[]
   /** Rows that could not be applied, by table of the target and reason. */
   readonly refused: readonly {readonly table: string; readonly code: string; readonly rows: number}[]
-  /** What was written to the source, by table of the target; of a dry run with the first keys. */
+  /** What was written to the source, by table of the target. */
   readonly written?: readonly TableWrites[] | undefined
+  /** About how long their values were. */
+  readonly writtenBytes?: number
 }
 
 /** What became of rows that were decided in Postgres and that the source is to have. */
@@ -99,6 +103,8 @@ export type SourceWrites = {
   /** Those that are left for a later sync, and why. */
   readonly left: number
   readonly reason?: string | undefined
+  /** Of a dry run: by table of the target, with the first keys. */
+  readonly tables?: readonly TableWrites[]
 }
 
 /** What a sync did: SPEC §4's JSON, and what is counted beside it. */
@@ -169,8 +175,11 @@ export async function syncHeld(run: SyncRun, held: Held, signal: AbortSignal): P
     if (outcome.known !== undefined && outcome.result.consistent) held.forgetWritten()
     return outcome
   }
-  const outcome = await once(run)
-  return run.dryRun ? outcome : await syncBack(run, held, outcome, once, signal)
+  if (run.dryRun) {
+    const {deployment, asDirection = deployment.direction} = run
+    return await once({...run, deployment: {...deployment, direction: asDirection}})
+  }
+  return await syncBack(run, held, await once(run), once, signal)
 }
 
 async function runOrRebuild(run: SyncRun, held: Held, signal: AbortSignal): Promise<Outcome> {
@@ -298,7 +307,7 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
       if (hasMarks) await takeMarked(pool, deployment.schemaName, open, cut, run.limits.lockBudgetMs, signal)
       if (isLoaded && deployment.direction === 'two_way') {
         const preview = await previewWrites(run, report, sidecar, cut, signal)
-        return {result: withPreview(report.done('incremental', deployment.generation), preview)}
+        return {result: {...report.done('incremental', deployment.generation), written_to_source: preview}}
       }
       report.conflicts = await dryDecisions(run, cut, signal)
       return {result: report.done('incremental', deployment.generation)}
@@ -391,7 +400,7 @@ async function previewWrites(
   sidecar: Sidecar,
   cut: Cut,
   signal: AbortSignal,
-): Promise<Preview> {
+): Promise<SourceWrites> {
   const {deployment, limits} = run
   const seen = await rehearseCut(
     run,
@@ -404,16 +413,12 @@ async function previewWrites(
   const {waiting, tables} = seen ?? {waiting: [], tables: []}
   const reason = tooMuch(waiting, {schema: cut.schema, sidecar, limits})
   return {
-    writes: {...countsOf(waiting), refused: 0, left: 0, ...(reason === undefined ? {} : {reason})},
+    ...countsOf(waiting),
+    refused: 0,
+    left: 0,
+    ...(reason === undefined ? {} : {reason}),
     tables,
   }
-}
-
-type Preview = {readonly writes: SourceWrites; readonly tables: readonly TableWrites[]}
-
-function withPreview(result: SyncResult, {writes, tables}: Preview): SyncResult {
-  const details = result.details ?? {changes: [], refused: []}
-  return {...result, written_to_source: writes, details: {...details, written: tables}}
 }
 
 /** Files from this size on are captured by their pages: the rows of smaller ones are compared as fast. Tests set it. */

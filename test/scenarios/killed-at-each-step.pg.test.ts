@@ -3,6 +3,8 @@ import {rmSync} from 'node:fs'
 import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {afterAll, beforeAll, describe, test} from 'vitest'
+import {raw} from '../../src/postgres/sql.ts'
+import {editorOf, type Editor} from '../editor.ts'
 import {assertMirror, type Mirror} from '../mirror.ts'
 import {chanceOf, makeFile, mutate, seedOf, type Chance} from '../mutator.ts'
 import {testSite, type RunOptions, type Site} from '../site.ts'
@@ -90,6 +92,62 @@ describe('once it is loaded', () => {
       before = await succeeds(client, file, {}, before)
     })
   }
+})
+
+describe.each(['delete', 'wal'] as const)('while it writes to the source, in journal mode %s', journal => {
+  const schema = `both_${journal}`
+  const client = schema.replaceAll('_', '-')
+  let file: string
+  let editor: Editor
+
+  beforeAll(async () => {
+    file = join(site.folder, `${client}.db`)
+    {
+      using app = new DatabaseSync(file)
+      app.exec(`pragma journal_mode = ${journal}; create table note (id integer primary key, v text, at integer);
+        insert into note with recursive n (i) as (select 1 union all select i + 1 from n where i < 400)
+        select i, 'source', 1 from n`)
+    }
+    const loaded = await site.sync(client, {sqlite: file})
+    assert.equal(loaded.code, 0, loaded.err)
+    await site.host`update sync_metadata.client_deployments
+      set direction = 'two_way', config = '{"conflict_resolution": {"default_strategy": "target_wins"}}'
+      where client_name = ${client}`
+    editor = await editorOf(site.db, client)
+  })
+  afterAll(() => editor[Symbol.asyncDispose]())
+
+  // Calls of the first run into the sidecar have been counted by then: those of the one that captures what was written.
+  for (const [n, at] of [
+    'writer.write:1:before',
+    'writer.write:1:after',
+    'writer.write:3:after',
+    'intend:2:before',
+    'intend:2:after',
+    'settle:2:before',
+    'settle:2:after',
+  ].entries())
+    test(`killed at ${at}: the next run goes on, and both sides are equal`, async () => {
+      const first = n * 50
+      await editor`${raw(`update ${schema}.note set v = 'edit ${n}' where id between ${first} and ${first + 130}`)}`
+      await editor`${raw(`delete from ${schema}.note where id = ${first + 131}`)}`
+      await editor`${raw(`insert into ${schema}.note values (${1_000 + n}, 'new', 1)`)}`
+      await killedAt(client, at)
+      const run = await site.sync(client)
+      assert.equal(run.code, 0, `${run.out}${run.err}`)
+      await assertMirror(site.db, schema, file)
+      using app = new DatabaseSync(file, {readOnly: true})
+      const count = (where: string) =>
+        app.prepare(`select count(*) as n from note where ${where}`).get()?.['n']
+      assert.equal(count(`v = 'edit ${n}'`), (await live(`v = 'edit ${n}'`)).length)
+      assert.equal(count(`id = ${first + 131}`), 0)
+      assert.equal(count(`id = ${1_000 + n} and v = 'new'`), 1)
+      assert.deepEqual({...app.prepare('pragma integrity_check').get()}, {integrity_check: 'ok'})
+      assert.deepEqual(await live('_sync_diverged is not null or _sync_edited_by is not null'), [])
+    })
+
+  const live = async (where: string) =>
+    await site.db`${raw(`select id from ${schema}.note where (${where}) and _sync_deleted_at is null`)}`
 })
 
 function newClient(): {client: string; file: string} {
