@@ -118,8 +118,7 @@ test('what is set about a client holds from its next sync on, for one that the l
   await holds('what was decided to be in the file', () => inFile() === 'a=two b=x')
   await holds(
     'the rows to be counted',
-    async () =>
-      ((await valueOf(jobs.metrics, 'sync_bytes_transferred_total', {direction: 'received'})) ?? 0) > 0,
+    async () => (await valueOf(jobs.metrics, 'sync_bytes_transferred_total', {direction: 'received'})) > 0,
   )
   // A person's decision is written without another edit or sync being asked for.
   await change(`config = '{"conflict_resolution": {"default_strategy": "manual"}}'`)

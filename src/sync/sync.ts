@@ -22,7 +22,7 @@ import {
 import type {TriggeredBy} from '../state/jobs.ts'
 import {readExisting, type Existing} from '../target/plan.ts'
 import {countUnwritten} from '../target/unwritten.ts'
-import {applyCut, dryDecisions, modeOf, recordQuarantine, rehearseCut} from './apply-cut.ts'
+import {applyCut, dryDecisions, modeOf, recordQuarantine} from './apply-cut.ts'
 import {Audit, auditDueAt, type Missed} from './audit.ts'
 import type {Decided, Written} from './conflicts.ts'
 import {syncBack} from './both-ways.ts'
@@ -31,13 +31,14 @@ import {firstLoad, type Loaded} from './first-load.ts'
 import {suspicion, type DeleteGuard} from './guard.ts'
 import {Held, type KeptPages} from './held.ts'
 import {awaitMigration} from './migration.ts'
+import {previewWrites} from './preview.ts'
 import {takeMarked, takeReverted} from './queue.ts'
 import {rebuildSidecar} from './rebuild.ts'
 import {Report, rowsAfter} from './report.ts'
 import {direction} from './revisions.ts'
 import {Sidecar} from './sidecar.ts'
 import {StateDirError} from './state-dir.ts'
-import {countsOf, previewOf, tooMuch, type TableWrites} from './write-back.ts'
+import {tooMuch, type TableWrites} from './write-back.ts'
 
 /** What a run of one deployment's sync is given. */
 export type SyncRun = {
@@ -304,11 +305,11 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   if (run.dryRun) {
     try {
       if (doubt !== undefined) return {result: report.held(doubt)}
-      if (hasMarks) await takeMarked(pool, deployment.schemaName, open, cut, run.limits.lockBudgetMs, signal)
       if (isLoaded && deployment.direction === 'two_way') {
-        const preview = await previewWrites(run, report, sidecar, cut, signal)
+        const preview = await previewWrites(run, report, sidecar, cut, open, signal)
         return {result: {...report.done('incremental', deployment.generation), written_to_source: preview}}
       }
+      if (hasMarks) await takeMarked(pool, deployment.schemaName, open, cut, run.limits.lockBudgetMs, signal)
       report.conflicts = await dryDecisions(run, cut, signal)
       return {result: report.done('incremental', deployment.generation)}
     } finally {
@@ -390,34 +391,6 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
       schema,
     },
     ...settled(),
-  }
-}
-
-/** What a two_way sync would write to the source, found out by applying the cut and taking it back. */
-async function previewWrites(
-  run: SyncRun,
-  report: Report,
-  sidecar: Sidecar,
-  cut: Cut,
-  signal: AbortSignal,
-): Promise<SourceWrites> {
-  const {deployment, limits} = run
-  const seen = await rehearseCut(
-    run,
-    report,
-    sidecar,
-    cut,
-    tx => previewOf(tx, deployment, cut.schema.tables),
-    signal,
-  )
-  const {waiting, tables} = seen ?? {waiting: [], tables: []}
-  const reason = tooMuch(waiting, {schema: cut.schema, sidecar, limits})
-  return {
-    ...countsOf(waiting),
-    refused: 0,
-    left: 0,
-    ...(reason === undefined ? {} : {reason}),
-    tables,
   }
 }
 
