@@ -12,6 +12,7 @@ import {watchOpenFiles} from '../../test/open-files.ts'
 import {until} from '../../test/until.ts'
 import {FencedOutError} from '../postgres/refusals.ts'
 import {raw} from '../postgres/sql.ts'
+import {fingerprint} from '../source/open.ts'
 import {undoConflict} from './resolve.ts'
 
 // Deployments that are two_way: what was decided in Postgres reaches the live file, whatever the app does meanwhile.
@@ -99,6 +100,9 @@ test('without a copy nothing is written, and what waits goes on waiting', async 
     assert.deepEqual([wrote?.updated, wrote?.left], [0, 1])
     assert.match(wrote?.reason ?? '', /backups/)
     assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'one'}])
+    // The file is as the last cut has left it, and known to be: only what waits says that there is something to do.
+    await until(() => fingerprint(s.client.file) !== undefined)
+    for (let n = 0; n < 2; n++) assert.equal((await s.client.sync()).written_to_source?.left, 1)
   } finally {
     rmSync(folder, {force: true})
   }
@@ -198,8 +202,10 @@ describe('while rows are on their way to the file', () => {
     const pool = tapped(leader.host, READ_TO_WRITE, () => {
       if (times++ === 0) s.app.exec('alter table note add column more text')
     })
-    const result = await s.client.sync({pool})
-    assert.equal(result.status, 'success')
+    const {status, written_to_source: wrote} = await s.client.sync({pool})
+    assert.deepEqual([status, wrote?.updated, wrote?.left], ['success', 0, 1])
+    assert.match(wrote?.reason ?? '', /schema/)
+    assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'one'}])
     await s.client.sync()
     assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'edited'}])
     await s.equal()
