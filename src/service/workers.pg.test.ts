@@ -208,7 +208,7 @@ describe('what a run says arrives as it was', () => {
       log: {...log, warn: (fields, message) => lines.push([fields['client'], message])},
     })
     await workers.sync(client.order, signal)
-    assert.deepEqual(lines, [[client.name, 'a read lock was held longer than LOCK_BUDGET_MS']])
+    assert.deepEqual(lines, [[client.name, 'a lock was held longer than LOCK_BUDGET_MS']])
   })
 })
 

@@ -176,7 +176,7 @@ type Settled = {
 function warnOfHold({client, lock}: SyncResult, {limits, log}: SessionRun): void {
   if (lock.max_hold_ms <= limits.lockBudgetMs) return
   const facts = {client, ...lock, budget_ms: limits.lockBudgetMs}
-  log?.warn(facts, 'a read lock was held longer than LOCK_BUDGET_MS')
+  log?.warn(facts, 'a lock was held longer than LOCK_BUDGET_MS')
 }
 
 /** A change that pages had not shown is an error of ours: it is applied now, and somebody has to know. */

@@ -361,3 +361,17 @@ test('a full-text index follows what is written to the rows that it is over', as
   const {differences} = await s.client.verify()
   assert.deepEqual(differences, [])
 })
+
+test('an edit of what SQLite computes is undone, and recorded; nothing is written for it', async () => {
+  await using s = await stage(
+    `create table t (id text primary key, v text, up text as (upper(v)) stored); insert into t (id, v) values ('p', 'x')`,
+  )
+  await s.edit(`update $.t set up = 'not so'`)
+  const {written_to_source: wrote, conflicts} = await s.client.sync({conflictConfig: keepsTarget})
+  assert.deepEqual([wrote, conflicts.resolved], [undefined, 1])
+  const entries = await leader.admin<{outcome: string; standing: boolean}>`
+    select outcome, is_standing as standing from sync_metadata.conflict_log
+    where deployment_id = ${(await s.client.deployment()).deploymentId}`
+  assert.deepEqual(entries, [{outcome: 'source', standing: false}])
+  await s.equal()
+})
