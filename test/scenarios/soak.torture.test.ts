@@ -154,8 +154,10 @@ test(
     }
     flat('connections', connections, {share: 0, more: 2})
     for (const node of nodes) logIsSane(node)
+    // One that waits for its next try because the app kept its file locked, with a disk that is slow to commit, has not failed.
     const failures = await site.db`select error_code, count(*) from sync_metadata.sync_jobs
-      where error_code is not null and error_code not in ('SYNC_FENCED_OUT', 'SYNC_CONNECTION_LOST') group by 1`
+      where error_code is not null and error_code not in ('SYNC_FENCED_OUT', 'SYNC_CONNECTION_LOST')
+        and not (status in ('pending', 'running') and error_code = 'SYNC_SOURCE_BUSY') group by 1`
     assert.deepEqual(failures, [])
   },
 )
