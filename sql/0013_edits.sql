@@ -143,6 +143,101 @@ begin
   end loop;
 end $$;
 
+-- A table that the app has dropped is not there to be edited: no sync would ever meet the mark.
+
+create or replace function sync_metadata.guard_edit() returns trigger
+  language plpgsql security definer
+  set search_path = pg_catalog, pg_temp set bytea_output = 'hex' set extra_float_digits = 1
+as $$
+declare
+  v_keys   sync_metadata.table_keys;
+  v_column text;
+  v_value  text;
+  v_before text;
+  v_type   text;
+  v_parts  text[] := array[]::text[];
+  v_raw    jsonb;
+begin
+  select * into v_keys from sync_metadata.table_keys k
+  where k.schema_name = tg_table_schema and k.table_name = tg_table_name;
+  if not found and exists (select from sync_metadata.table_keys k where k.schema_name = tg_table_schema) then
+    raise exception 'the app has dropped the table that %.% mirrors', tg_table_schema, tg_table_name
+      using errcode = 'OS006', hint = 'No sync looks at its rows any more; they stay as they are. A new table can be edited after its next sync.';
+  end if;
+
+  if tg_op = 'INSERT' then
+    if v_keys.schema_name is null then
+      raise exception 'no sync has said what identifies a row of %.%', tg_table_schema, tg_table_name
+        using errcode = 'OS006', hint = 'A new table takes rows after its first sync.';
+    end if;
+    for i in 1 .. coalesce(cardinality(v_keys.columns), 0) loop
+      execute format('select ($1).%1$I::text, pg_typeof(($1).%1$I)::text', v_keys.columns[i])
+        into v_value, v_type using new;
+      v_parts := v_parts || sync_metadata.canonical_of(v_type, v_keys.affinities[i], v_value);
+    end loop;
+    -- A row whose key is its rowid gets one that SQLite itself does not give.
+    new._sync_key := case
+      when v_keys.columns is null then '~i-' || (random() * 4e18)::bigint + 1 || ';'
+      when array_position(v_parts, null) is not null then '~0-' || (random() * 4e18)::bigint + 1 || ';'
+      else sync_metadata.key_of(v_parts) end;
+    new._sync_hash := null;
+    new._sync_at := now();
+    new._sync_deleted_at := null;
+    new._sync_diverged := null;
+    new._sync_raw := null;
+    return new;
+  end if;
+
+  if new._sync_key is distinct from old._sync_key then
+    raise exception '_sync_key is not to be changed' using errcode = 'OS006',
+      hint = 'Insert the row under its new key and delete the old one.';
+  end if;
+  new._sync_hash := old._sync_hash;
+  new._sync_at := old._sync_at;
+  new._sync_diverged := old._sync_diverged;
+  new._sync_edited_by := old._sync_edited_by;
+  new._sync_raw := old._sync_raw;
+  if new._sync_deleted_at is not null then
+    -- A row that is deleted is not there to be changed; one that is being deleted keeps its last values.
+    if old._sync_deleted_at is not null then
+      return null;
+    end if;
+    new := old;
+    new._sync_deleted_at := now();
+    return new;
+  end if;
+  -- As bytes: json has no equality.
+  if new operator(pg_catalog.*=) old then
+    return new;
+  end if;
+  foreach v_column in array coalesce(v_keys.columns, array[]::text[]) loop
+    execute format('select ($1).%1$I::text, ($2).%1$I::text', v_column) into v_value, v_before using new, old;
+    if v_value is distinct from v_before then
+      raise exception 'column % is the key of %.% and is not to be changed', quote_ident(v_column), tg_table_schema,
+        tg_table_name using errcode = 'OS006', hint = 'Insert the row under its new key and delete the old one.';
+    end if;
+  end loop;
+  -- What a column holds now is what it says, no longer what it could not say.
+  v_raw := old._sync_raw;
+  for v_column in select k from jsonb_object_keys(coalesce(old._sync_raw, '{}')) k
+    join pg_catalog.pg_attribute a on a.attrelid = tg_relid and a.attname = k and not a.attisdropped
+  loop
+    execute format('select ($1).%1$I::text, ($2).%1$I::text', v_column) into v_value, v_before using new, old;
+    if v_value is distinct from v_before then
+      v_raw := nullif(v_raw - v_column, '{}');
+    end if;
+  end loop;
+  new._sync_raw := v_raw;
+  -- Brought back: of a row that the source had deleted it has none.
+  if old._sync_deleted_at is not null and old._sync_edited_by is null and old._sync_diverged is null then
+    new._sync_hash := null;
+  end if;
+  return new;
+end $$;
+
+-- Entries of the ledger follow tables and rows to the names and keys that an upgrade of the app gives them.
+grant update (table_name, record_key) on sync_metadata.conflict_log to sync_service;
+
 -- Retention: `retention_days` of each client's own rules.
 
 drop function sync_metadata.purge_history(interval, interval, interval);

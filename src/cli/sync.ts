@@ -59,7 +59,7 @@ export const sync = command({
       progress[Symbol.dispose]()
     }
     const shown = printed(result)
-    const decisions = result.decisions?.map(({ms: _, ...decided}) => decided)
+    const decisions = result.decisions?.map(decided => ({...decided, ms: undefined}))
     context.out(
       dryRun ? {...shown, ...(decisions && {decisions}), dry_run: true} : shown,
       syncText(result, {sqlite, dryRun}),

@@ -4,6 +4,7 @@ import {applyTable, clearColumn, isSent, stageRows, TableRefusedError, tombstone
 import {valuesOfRow} from '../target/encode.ts'
 import {passedOver, passedOverInStage, stagedSides, type SourceSide} from '../target/marks.ts'
 import type {Operation} from '../target/plan.ts'
+import {reshape} from './reshape.ts'
 import {decideRows, PAGE_ROWS, Tally, type Court} from './conflicts.ts'
 import type {Cut, QuarantinedRow} from './cut.ts'
 import {rulesOf, type Rules} from '../conflict/rules.ts'
@@ -101,10 +102,11 @@ async function inOneTransaction<T>(
         by: lease.nodeId,
         tally: new Tally(),
         written: run.written,
+        previousOf: cut.previousOf,
       }
       return await pool.begin(
         async tx => {
-          await writeCut(tx, court, cut, care, signal)
+          await writeCut(tx, court, cut, care, limits.lockBudgetMs, signal)
           report.conflicts = court.tally
           if (cut.isSchemaChanged)
             await saveSourceSchema(tx, deployment.deploymentId, deployment.generation + 1n, cut.schema)
@@ -139,7 +141,9 @@ export async function dryDecisions(run: SyncRun, cut: Cut, signal: AbortSignal):
     jobId: undefined,
     by: lease.nodeId,
     tally: new Tally(),
+    previousOf: cut.previousOf,
     isDry: true,
+    met: new Map([...cut.plan.rekeyed].map(table => [table, new Set()])),
   }
   const undo = new Error('a dry run is undone')
   const {schemaName, deploymentId} = deployment
@@ -150,10 +154,8 @@ export async function dryDecisions(run: SyncRun, cut: Cut, signal: AbortSignal):
   try {
     await pool.begin(
       async tx => {
-        if (cut.plan.operations.length > 0)
-          await tx`select sync_metadata.evolve_schema(${deploymentId}, ${json(cut.plan.operations)})`
-        for (const layout of cut.plan.vanished)
-          await decideRows(tx, court, layout, await passedOver(tx, schemaName, layout, 'all'), nothing)
+        await reshape(tx, {deploymentId, schemaName, lockBudgetMs: limits.lockBudgetMs}, cut, [], signal)
+        await decideVanished(tx, court, cut)
         for (const spool of cut.spools.values()) {
           const isSmall = spool.small !== undefined
           if (!isSmall && spool.count > 0)
@@ -161,6 +163,7 @@ export async function dryDecisions(run: SyncRun, cut: Cut, signal: AbortSignal):
           if (spool.count > 0) await decideUpserts(tx, court, spool, isSmall, spool.count)
           await decideTombstones(tx, court, spool)
         }
+        await decideStrangers(tx, court, cut)
         throw undo
       },
       {setLocal: {statement_timeout: `${limits.statementTimeoutMs}ms`}, signal: lease.signal},
@@ -181,18 +184,20 @@ export function modeOf(run: Pick<SyncRun, 'full'>, loaded: Loaded | undefined): 
   return loaded !== undefined || run.full ? 'full' : 'incremental'
 }
 
-async function writeCut(tx: Tx, court: Court, cut: Cut, care: Care, signal: AbortSignal): Promise<void> {
+async function writeCut(
+  tx: Tx,
+  court: Court,
+  cut: Cut,
+  care: Care,
+  lockBudgetMs: number,
+  signal: AbortSignal,
+): Promise<void> {
   const {deploymentId, schemaName} = court.deployment
   const loosened: Operation[] = [...care.loosened].map(table => ({op: 'loosen_indexes', table}))
-  // Tables that are new in a later cut get their keys before their rows: the rows come as upserts.
-  const operations = [...cut.plan.operations, ...cut.plan.finish, ...loosened]
-  if (operations.length > 0)
-    await tx`select sync_metadata.evolve_schema(${deploymentId}, ${json(operations)})`
+  await reshape(tx, {deploymentId, schemaName, lockBudgetMs}, cut, loosened, signal)
   for (const {table, column} of cut.plan.clear) await clearColumn(tx, schemaName, table, column)
-  for (const layout of cut.plan.vanished) {
-    await tombstoneAll(tx, schemaName, layout.target)
-    await decideRows(tx, court, layout, await passedOver(tx, schemaName, layout, 'all'), nothing)
-  }
+  for (const layout of cut.plan.vanished) await tombstoneAll(tx, schemaName, layout.target)
+  await decideVanished(tx, court, cut)
   for (const spool of cut.spools.values()) {
     const changes = {
       layout: spool.layout,
@@ -209,8 +214,33 @@ async function writeCut(tx: Tx, court: Court, cut: Cut, care: Care, signal: Abor
     if (passed.upserts > 0) await decideUpserts(tx, court, spool, isSent(changes, skip), passed.upserts)
     if (passed.tombstones > 0) await decideTombstones(tx, court, spool)
   }
+  await decideStrangers(tx, court, cut)
   if (cut.widenings.length > 0)
     await tx`select sync_metadata.evolve_schema(${deploymentId}, ${json(cut.widenings)})`
+}
+
+/**
+ * Decides about rows of tables with new keys that are in no cut: the source has none of them, or they would have been met
+ * under the keys that it has.
+ */
+async function decideStrangers(tx: Tx, court: Court, cut: Cut): Promise<void> {
+  const {schemaName} = court.deployment
+  for (const layout of cut.plan.tables.filter(({source}) => cut.plan.rekeyed.has(source))) {
+    const refused = new Set(cut.refused.filter(({table}) => table === layout.target).map(({key}) => key))
+    const keys = await passedOver(tx, schemaName, layout, 'marked')
+    const met = court.met?.get(layout.source)
+    const strangers = keys.filter(key => !refused.has(key) && met?.has(key) !== true)
+    await decideRows(tx, court, layout, strangers, nothing)
+  }
+}
+
+/** Decides about the rows of tables that the app has dropped. */
+async function decideVanished(tx: Tx, court: Court, cut: Cut): Promise<void> {
+  const {schemaName} = court.deployment
+  for (const layout of cut.plan.vanished) {
+    const keys = await passedOver(tx, schemaName, layout, 'all')
+    await decideRows(tx, {...court, isTableGone: true, previousOf: () => undefined}, layout, keys, nothing)
+  }
 }
 
 /** Decides about rows that stay in the source and that the upsert has passed over. */

@@ -347,7 +347,7 @@ async function stage(name: string, ddl: string): Promise<Stage> {
 /** What a run says of conflicts, but for how long they took. */
 function shown({conflicts, decisions = []}: SyncResult) {
   const order = (a: object, b: object) => (JSON.stringify(a) < JSON.stringify(b) ? -1 : 1)
-  return {conflicts, decisions: decisions.map(({ms: _, ...decided}) => decided).sort(order)}
+  return {conflicts, decisions: decisions.map(decided => ({...decided, ms: undefined})).sort(order)}
 }
 
 /** What the metrics must say once all cells are decided: as `name{labels}`. */

@@ -102,8 +102,14 @@ export type Court = {
   readonly tally: Tally
   /** What was written to the source since the last cut. */
   readonly written?: Written | undefined
+  /** The app has dropped the table: nobody can be asked about rows that nothing stands against. */
+  readonly isTableGone?: boolean
+  /** What a table was as of the last cut, by its name in the source now. */
+  readonly previousOf?: (table: string) => TableLayout | undefined
   /** Nothing is written: only counted, what would be decided. */
   readonly isDry?: boolean
+  /** Where it is given: filled with the keys of what was decided about, by the source's name of their table. */
+  readonly met?: Map<string, Set<string>>
 }
 
 /** Rows a statement, and bytes as far as the last ones tell: the longest values may be megabytes. */
@@ -144,6 +150,7 @@ async function decidePage(
   const how = court.isDry === true ? 'look' : 'lock'
   const marked = await lockMarked(tx, deployment.schemaName, layout, keys, 'touched', how)
   if (marked.length === 0) return 0
+  const lost = await lostEdits(tx, court, layout, marked)
   const ids = marked.flatMap(({divergedBy}) => divergedBy ?? [])
   const standings = await readStandings(tx, deployment.deploymentId, ids)
   const settlements: Settlement[] = []
@@ -151,7 +158,7 @@ async function decidePage(
   const closed: string[] = []
   for (const row of marked) {
     const standing = standings.get(row.divergedBy ?? '')
-    const decision = decide(court, layout, row, sides.get(row.key), standing)
+    const decision = decide(court, layout, row, sides.get(row.key), standing, lost.get(row.key))
     settlements.push(decision.settlement)
     if (decision.entry !== undefined) entries.push(decision.entry)
     if (standing !== undefined && decision.entry?.conflictId !== standing.conflictId)
@@ -161,6 +168,8 @@ async function decidePage(
   }
   const rows = [...marked.flatMap(({target}) => target ?? []), ...sides.values()]
   const bytes = rows.reduce((sum, {values}) => sum + sizeOf(values), 0)
+  const met = court.met?.get(layout.source)
+  for (const {key} of marked) met?.add(key)
   if (court.isDry === true) return bytes
   try {
     await settle(tx, deployment.schemaName, layout, settlements)
@@ -180,6 +189,7 @@ function decide(
   row: MarkedRow,
   source: SourceSide | undefined,
   standing: Standing | undefined,
+  lost: LostEdit | undefined,
 ): Decision {
   const since = performance.now()
   const {key} = row
@@ -188,7 +198,11 @@ function decide(
   // What was written to the source is what both sides had last.
   const hash = written === undefined ? row.hash : written.source && Buffer.from(written.source)
   const type = classify({hash, target: row.target}, source)
-  if (type === 'equal') return {settlement: {...agreed, do: 'keep'}, entry: undefined}
+  if (type === 'equal')
+    return {
+      settlement: {...agreed, do: 'keep'},
+      entry: lost && entryOfLost(court, layout, row, source, lost, since),
+    }
   const isAsItWas = row.editedBy === undefined
   if (isAsItWas && written !== undefined && isSame(row.target?.digest, written.target)) {
     // The app has changed what we had written, and nobody the target: that is a change like any other.
@@ -212,7 +226,8 @@ function decide(
     ? {...decided, verdict: {keep: 'source'}, reason: 'only SQLite computes what was edited', fields: []}
     : decided
   const {verdict} = ruling
-  const isPending = verdict.keep === 'target' && verdict.isPending === true
+  const asks = verdict.keep === 'target' && verdict.isPending === true
+  const isPending = asks && court.isTableGone !== true
   const merged = verdict.keep === 'merged' ? sideOfMerged(layout, key, verdict.row, row, source) : undefined
   const result = verdict.keep === 'source' ? source : verdict.keep === 'target' ? row.target : merged
   const isStanding = !isSame(result?.digest, source?.digest)
@@ -246,7 +261,7 @@ function decide(
     key,
     type: conflict.type,
     source: ledgerSide(layout, source, whole, differs),
-    target: ledgerSide(layout, row.target, whole, differs),
+    target: withLost(ledgerSide(layout, row.target, whole, differs), lost),
     resolved: isPending ? undefined : ledgerSide(layout, result, whole, differs),
     strategy: ruling.strategy,
     rule: `${ruling.rule} (${ruling.place})`,
@@ -257,6 +272,7 @@ function decide(
     resolvedBy: isPending ? undefined : court.by,
     notes: [
       ruling.reason,
+      ...(asks && !isPending ? ['the app has dropped the table: its row stays as it was edited'] : []),
       ...ruling.fields.map(({field, from, reason}) => `${field}: ${from} (${reason})`),
     ].join('; '),
   }
@@ -307,6 +323,86 @@ export function refusedEntry(
     editedBy: undefined,
     resolvedBy: undefined,
     notes: `the source does not take it: ${reason}; a person decides`,
+  }
+}
+
+/** What a row holds in columns that the app drops in this cut, by their source names. */
+type LostEdit = ReadonlyMap<string, Value>
+
+/**
+ * Edits of rows that may have been of columns which the app drops: the columns stay as they are in the target, but nothing
+ * is compared with them any more, and the source's side is gone.
+ */
+async function lostEdits(
+  tx: Tx,
+  {deployment, previousOf}: Court,
+  layout: TableLayout,
+  marked: readonly MarkedRow[],
+): Promise<ReadonlyMap<string, LostEdit>> {
+  const was = previousOf?.(layout.source)
+  const stays = new Map(layout.columns.map(column => [column.target, column]))
+  const dropped = was?.columns.filter(({target}) => !stays.has(target)) ?? []
+  const edited = marked.filter(row => row.editedBy !== undefined && row.target !== undefined)
+  if (was === undefined || dropped.length === 0 || edited.length === 0) return new Map()
+  // As it was, in the types that its columns have now.
+  const shape = {
+    ...was,
+    target: layout.target,
+    columns: was.columns.map(each => stays.get(each.target) ?? each),
+  }
+  const keys = edited.map(({key}) => key)
+  const rows = await lockMarked(tx, deployment.schemaName, shape, keys, 'touched', 'look')
+  return new Map(
+    rows.flatMap(({key, hash, target}): [string, LostEdit][] => {
+      if (target === undefined || isSame(target.digest, hash)) return []
+      const values = was.columns.flatMap((column, i): [string, Value][] =>
+        dropped.includes(column) ? [[column.source, target.values[i] as Value]] : [],
+      )
+      return [[key, new Map(values)]]
+    }),
+  )
+}
+
+function withLost(side: LedgerSide, lost: LostEdit | undefined): LedgerSide {
+  return lost === undefined ? side : {...side, fields: new Map([...lost, ...side.fields])}
+}
+
+/** Says what somebody wrote into columns that the app drops; otherwise the row is as the source has it. */
+function entryOfLost(
+  court: Court,
+  layout: TableLayout,
+  row: MarkedRow,
+  source: SourceSide | undefined,
+  lost: LostEdit,
+  since: number,
+): LedgerEntry | undefined {
+  court.tally.add({
+    table: layout.source,
+    type: 'drift',
+    strategy: 'source_wins',
+    status: 'resolved',
+    outcome: 'source',
+    ms: performance.now() - since,
+  })
+  const {enabled, includeDataSnapshot} = court.rules().resolutionLog
+  if (!enabled) return undefined
+  const sourceSide = ledgerSide(layout, source, includeDataSnapshot, new Set([-1]))
+  return {
+    conflictId: newConflictId(),
+    table: layout.target,
+    key: row.key,
+    type: 'drift',
+    source: sourceSide,
+    target: withLost(ledgerSide(layout, row.target, includeDataSnapshot, new Set([-1])), lost),
+    resolved: sourceSide,
+    strategy: 'source_wins',
+    rule: 'the source has no such column any more',
+    outcome: 'source',
+    status: 'resolved',
+    isStanding: false,
+    editedBy: row.editedBy,
+    resolvedBy: court.by,
+    notes: `the app has dropped ${[...lost.keys()].join(', ')}: the values stay in the target's column`,
   }
 }
 

@@ -44,6 +44,12 @@ export type Cut = Disposable & {
   readonly taken: number
   take(table: string, row: SourceRow): void
   takeAbsent(table: string, key: string): void
+  /** The source that it was captured from. */
+  readonly source: Source
+  /** The layouts as of the last cut, with the names of then. */
+  readonly previous: readonly TableLayout[]
+  /** That of a table that the source has now, by its name now. */
+  readonly previousOf: (table: string) => TableLayout | undefined
   /** Rowids of the changed rows of each source table with changes, and rowids; gathered when the options ask for them. */
   readonly places: ReadonlyMap<string, readonly bigint[]> | undefined
 }
@@ -146,6 +152,8 @@ class Gathering implements Disposable {
   readonly delta: Delta
   readonly remembered: (table: TableSpec) => ReturnType<Sidecar['remembered']>
   readonly isSameSchema: boolean
+  readonly #source: Source
+  readonly #previousOf: Cut['previousOf']
   readonly #plan: Plan
   readonly #layouts: ReadonlyMap<string, TableLayout>
   readonly #options: CutOptions
@@ -174,9 +182,15 @@ class Gathering implements Disposable {
     for (const layout of this.#plan.vanished) sidecar.forget(layout.source)
     const layouts = new Map(this.#plan.tables.map(layout => [layout.source, layout]))
     this.#layouts = layouts
+    this.#source = source
     const before = new Map(previous.map(layout => [layout.source, layout]))
+    const followed = new Set(follows.values())
+    this.#previousOf = table => {
+      const name = follows.get(table) ?? (followed.has(table) ? undefined : table)
+      return name === undefined ? undefined : before.get(name)
+    }
     for (const layout of this.#plan.tables) {
-      const was = before.get(follows.get(layout.source) ?? layout.source)
+      const was = this.#previousOf(layout.source)
       if (
         this.#plan.rekeyed.has(layout.source) ||
         (was !== undefined && was.withoutRowid !== layout.withoutRowid)
@@ -261,6 +275,9 @@ class Gathering implements Disposable {
         taken++
         this.#spool(this.#layouts.get(table) as TableLayout).tombstones.push(key)
       },
+      source: this.#source,
+      previous: this.#options.previous?.tables ?? [],
+      previousOf: this.#previousOf,
       places: this.#places,
       [Symbol.dispose]: () => {
         this[Symbol.dispose]()

@@ -108,6 +108,36 @@ export async function closeEntries(
     where deployment_id = ${deploymentId} and conflict_id = any(${ids}::uuid[])`
 }
 
+/** Table names of the target: as the ledger has them, and as they are from now on. */
+export type Renamed = {readonly from: string; readonly to: string}
+
+/** Lets the entries of tables follow them to other names; two may swap theirs. */
+export async function renameTables(
+  sql: Sql,
+  deploymentId: string,
+  renamed: readonly Renamed[],
+): Promise<void> {
+  if (renamed.length === 0) return
+  await sql`
+    update sync_metadata.conflict_log c set table_name = r.now
+    from unnest(${renamed.map(({from}) => from)}::text[], ${renamed.map(({to}) => to)}::text[]) as r (was, now)
+    where c.deployment_id = ${deploymentId} and c.table_name = r.was`
+}
+
+/** Lets the entries of rows follow them to other keys. */
+export async function moveEntries(
+  sql: Sql,
+  deploymentId: string,
+  table: string,
+  moves: ReadonlyMap<string, string>,
+): Promise<void> {
+  if (moves.size === 0) return
+  await sql`
+    update sync_metadata.conflict_log c set record_key = m.now
+    from unnest(${[...moves.keys()]}::text[], ${[...moves.values()]}::text[]) as m (was, now)
+    where c.deployment_id = ${deploymentId} and c.table_name = ${table} and c.record_key = m.was`
+}
+
 /** @param text of a `jsonb` column; SQL NULL is a side that is not kept any more. */
 export function sideOf(text: string | null): LedgerSide | undefined {
   return text === null ? undefined : sideFromJson(text)

@@ -28,7 +28,13 @@ export async function takeMarked(
   lockBudgetMs: number,
   signal: AbortSignal,
 ): Promise<number> {
-  const layouts = new Map(cut.plan.tables.map(layout => [layout.target, layout]))
+  // Under the names that the target has: it does not follow the source before the cut is applied.
+  const layouts = new Map(
+    cut.plan.tables.flatMap(layout => {
+      const was = cut.previousOf(layout.source)
+      return was === undefined ? [] : [[was.target, {layout, was}] as const]
+    }),
+  )
   const specs = new Map(cut.capture.spec.tables.map(spec => [spec.name, spec]))
   const inOneTransaction = await whenFree(source, () => isWal(source), signal)
   const pace = new Pace(source, inOneTransaction ? undefined : lockBudgetMs, signal)
@@ -36,11 +42,13 @@ export async function takeMarked(
   // Large rows come in a few at a time, as far as the last ones tell.
   let lockRows = 1
   for (const table of await markedTables(sql, schemaName)) {
-    const layout = layouts.get(table)
+    const {layout, was} = layouts.get(table) ?? {}
     const spec = specs.get(layout?.source ?? '')
-    if (layout === undefined || spec === undefined) continue
+    if (layout === undefined || was === undefined || spec === undefined) continue
+    // All rows of such a table are in the cut, under their new keys.
+    if (cut.plan.rekeyed.has(layout.source)) continue
     const reader = new TableReader(source.db, spec)
-    for await (const page of queuedRows(sql, schemaName, layout, PAGE_ROWS)) {
+    for await (const page of queuedRows(sql, schemaName, was, PAGE_ROWS)) {
       for (let at = 0; at < page.length;) {
         const some = page.slice(at, at + lockRows)
         at += some.length

@@ -153,16 +153,21 @@ export async function* passedOverInStage(
 /** The temporary table of the keys that {@link passedOverInStage} has found, as a quoted qualified name. */
 const PASSED = 'pg_temp."_sync_passed"'
 
-/** Keys of a table's rows with a mark or an accepted difference: of those that are asked for, or of all. */
+/** Keys of a table's rows with a mark or an accepted difference: of those that are asked for, or of all; or with a mark. */
 export async function passedOver(
   tx: Tx,
   schema: string,
   layout: TableLayout,
-  keys: readonly string[] | 'all',
+  keys: readonly string[] | 'all' | 'marked',
 ): Promise<string[]> {
+  const which =
+    keys === 'all'
+      ? raw(TOUCHED)
+      : keys === 'marked'
+        ? raw('t._sync_edited_by is not null')
+        : fragment`${raw(TOUCHED)} and t._sync_key = any(${keys}::text[])`
   const rows = await tx<{key: string}>`
-    select t._sync_key as key from ${raw(nameOf(schema, layout))} t
-    where ${raw(TOUCHED)} ${keys === 'all' ? raw('') : fragment`and t._sync_key = any(${keys}::text[])`}`
+    select t._sync_key as key from ${raw(nameOf(schema, layout))} t where ${which}`
   return rows.map(({key}) => key)
 }
 
@@ -254,6 +259,28 @@ export async function settle(
         with ordinality as v (${raw([...names, 'raw', 'n'].join(', '))}) using (n)
       where t._sync_key = s.key`
   }
+}
+
+/**
+ * Gives rows other keys. One whose new key another row has stays as it is.
+ *
+ * @param moves new keys by old ones.
+ * @returns the moves that were made.
+ */
+export async function moveKeys(
+  tx: Tx,
+  schema: string,
+  layout: TableLayout,
+  moves: ReadonlyMap<string, string>,
+): Promise<ReadonlyMap<string, string>> {
+  if (moves.size === 0) return moves
+  const table = raw(nameOf(schema, layout))
+  const rows = await tx<{was: string; now: string}>`
+    update ${table} t set _sync_key = m.now
+    from unnest(${[...moves.keys()]}::text[], ${[...moves.values()]}::text[]) as m (was, now)
+    where t._sync_key = m.was and not exists (select from ${table} o where o._sync_key = m.now)
+    returning m.was, m.now`
+  return new Map(rows.map(({was, now}) => [was, now]))
 }
 
 function bookkeeping(settlements: readonly Settlement[]): Fragment {
