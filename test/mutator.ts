@@ -48,7 +48,7 @@ export function makeFile(
   {journal = 'delete', rows = 120}: {readonly journal?: 'delete' | 'wal'; readonly rows?: number} = {},
 ): void {
   using db = open(file)
-  db.exec(`pragma journal_mode = ${journal}; pragma synchronous = off`)
+  db.exec(`pragma journal_mode = ${journal}`)
   db.exec(ddl)
   db.exec('begin')
   for (let i = 0; i < rows; i++) for (const insert of inserts) insert(db, chance)
@@ -93,15 +93,25 @@ function transact(db: DatabaseSync, chance: Chance): void {
 }
 
 function open(file: string): DatabaseSync {
-  return new DatabaseSync(file, {timeout: 5_000, enableForeignKeyConstraints: false})
+  const db = new DatabaseSync(file, {timeout: 5_000, enableForeignKeyConstraints: false})
+  db.exec('pragma synchronous = off') // its machine does not stop
+  return db
 }
 
 type Step = (db: DatabaseSync, chance: Chance) => void
 
 let counter = 0
 const fresh = (prefix: string) => `${prefix}-${Date.now().toString(36)}-${(++counter).toString(36)}`
-const words = (chance: Chance, bytes: number) =>
+const wordsOf = (chance: Chance, bytes: number) =>
   Array.from({length: Math.ceil(bytes / 9)}, () => chance.below(2 ** 31).toString(36)).join(' ')
+/** Long texts are pieces of this one: to make each word anew would be most of what a change costs. */
+const manyWords = wordsOf(chanceOf(1), 400_000)
+const words = (chance: Chance, bytes: number) => {
+  if (bytes < 1_000) return wordsOf(chance, bytes)
+  const length = (7 * bytes) / 9
+  const at = chance.below(manyWords.length - length)
+  return manyWords.slice(at, at + length)
+}
 const text = (chance: Chance) => words(chance, chance.pick([5, 40, 40, 300, 5_000, 60_000]))
 
 const inserts: readonly Step[] = [
