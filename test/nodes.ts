@@ -8,6 +8,7 @@ import {fileURLToPath} from 'node:url'
 import {expect} from 'vitest'
 import {urlOf, type Endpoint} from '../src/net/endpoint.ts'
 import type {Sql} from '../src/postgres/sql.ts'
+import {errcode} from '../src/source/open.ts'
 import {assertMirror} from './mirror.ts'
 import {makeFile, mutateOnce, type Chance} from './mutator.ts'
 import type {Site} from './site.ts'
@@ -134,6 +135,8 @@ export async function epochOf(sql: Sql): Promise<bigint> {
   return row?.epoch ?? 0n
 }
 
+const SQLITE_BUSY = 5
+
 /** A client whose file the test changes while nodes sync it. */
 export type BusyClient = AsyncDisposable & {
   readonly name: string
@@ -151,14 +154,25 @@ export async function busyClient(
     rows = 60,
     journal = 'delete',
     everyMs = 250,
-  }: {rows?: number; journal?: 'delete' | 'wal'; everyMs?: number} = {},
+    waits = false,
+  }: {
+    rows?: number
+    journal?: 'delete' | 'wal'
+    everyMs?: number
+    /** Whether it tries later when its file stays locked: a process that is frozen while it reads keeps its lock. */
+    waits?: boolean
+  } = {},
 ): Promise<BusyClient> {
   const file = join(site.folder, `${name}.db`)
   makeFile(file, chance, {rows, journal})
   await site.host`
     select sync_metadata.register_deployment(${name}, ${JSON.stringify({sqlite_path: file, sync_schedule: 'live', sync_enabled: true})})`
   let timer: NodeJS.Timeout | undefined = setInterval(() => {
-    mutateOnce(file, chance)
+    try {
+      mutateOnce(file, chance)
+    } catch (error) {
+      if (!waits || errcode(error) !== SQLITE_BUSY) throw error
+    }
   }, everyMs)
   const rest = () => {
     clearInterval(timer)

@@ -189,25 +189,22 @@ describe.each(['source_wins', 'target_wins', 'manual'] as const)('under %s', str
             {id: 'n1', v: 'edited'},
           ],
     )
-    assert.deepEqual(
-      await t.entries(),
-      [
-        {
-          table: 'note',
-          key: 'mine',
-          type: 'drift',
-          status: 'resolved',
-          outcome: isSource ? 'source' : 'target',
-        },
-        {
-          table: 'note',
-          key: 'n1',
-          type: 'delete_update',
-          status: 'resolved',
-          outcome: isSource ? 'source' : 'target',
-        },
-      ],
-    )
+    assert.deepEqual(await t.entries(), [
+      {
+        table: 'note',
+        key: 'mine',
+        type: 'drift',
+        status: 'resolved',
+        outcome: isSource ? 'source' : 'target',
+      },
+      {
+        table: 'note',
+        key: 'n1',
+        type: 'delete_update',
+        status: 'resolved',
+        outcome: isSource ? 'source' : 'target',
+      },
+    ])
     for (const sql of [`update $.note set v = 'late'`, `insert into $.note (id) values ('x')`])
       assert.equal(await codeOf(Promise.resolve(t.run(sql))), 'OS006', sql)
     if (!isSource) assert.equal(await codeOf(Promise.resolve(t.run('delete from $.note'))), 'OS006')

@@ -77,21 +77,24 @@ for (const [what, limitMs, strike] of [
   ],
 ] as const) {
   test(`a leader that is ${what}, ${failovers} times, is followed within ${limitMs / 1_000} s`, async () => {
-    await rounds(async (site, nodes, leader, next) => {
-      const ms = await timed(site, next, () => {
-        strike(leader)
-      })
-      if (what === 'frozen') {
-        await isSynced(site.db, {name: 'acme'})
-        leader.killAll('SIGCONT')
-        await sleep(1_000)
-      }
-      leader.killAll('SIGTERM')
-      await leader.ended
-      const index = nodes.indexOf(leader)
-      nodes[index] = startNode(site, leader.nodeId.endsWith('a') ? 'node-a' : 'node-b', {env: usual})
-      return ms
-    }, limitMs)
+    await rounds(
+      async (site, nodes, leader, next) => {
+        const ms = await timed(site, next, () => {
+          strike(leader)
+        })
+        if (what === 'frozen') {
+          await isSynced(site.db, {name: 'acme'})
+          leader.killAll('SIGCONT')
+          await sleep(1_000)
+        }
+        leader.killAll('SIGTERM')
+        await leader.ended
+        const index = nodes.indexOf(leader)
+        nodes[index] = startNode(site, leader.nodeId.endsWith('a') ? 'node-a' : 'node-b', {env: usual})
+        return ms
+      },
+      {limitMs, waits: what === 'frozen'},
+    )
   })
 }
 
@@ -134,12 +137,12 @@ test(`a leader whose network swallows everything, ${failovers} times, is followe
 /** Failovers one after the other between two nodes; each time what has failed is started anew. */
 async function rounds(
   round: (site: Site, nodes: NodeProcess[], leader: NodeProcess, next: NodeProcess) => Promise<number>,
-  limitMs: number,
+  {limitMs, waits}: {readonly limitMs: number; readonly waits: boolean},
 ): Promise<void> {
   await using site = await testSite()
   const seed = seedOf()
   process.stderr.write(`OWSYNC_SEED=${seed}\n`)
-  await using client = await busyClient(site, 'acme', chanceOf(seed))
+  await using client = await busyClient(site, 'acme', chanceOf(seed), {waits})
   const nodes = [startNode(site, 'node-a', {env: usual}), startNode(site, 'node-b', {env: usual})]
   try {
     const times: number[] = []
