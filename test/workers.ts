@@ -5,6 +5,7 @@ import {expect} from 'vitest'
 import {urlOf} from '../src/net/endpoint.ts'
 import {Workers, type WorkersOptions} from '../src/service/workers.ts'
 import type {Order} from '../src/service/worker-messages.ts'
+import {lockDeployment} from '../src/sync/lock.ts'
 import {silentLog} from '../src/telemetry/log.ts'
 import {defaultLimits, leadingClient, type LeadingClient, type LeadingHost} from './leading-host.ts'
 import {makeFile, type Chance} from './mutator.ts'
@@ -98,3 +99,22 @@ export function isAlive(pid: number): boolean {
 export async function isGone(pids: readonly number[], withinMs: number): Promise<void> {
   await expect.poll(() => pids.filter(isAlive), {timeout: withinMs, interval: 20}).toEqual([])
 }
+
+/** Waits until nobody has these deployments open. */
+export async function areFree(
+  {stateDir}: LeadingHost,
+  clients: readonly WorkerClient[],
+  withinMs: number,
+): Promise<void> {
+  const isFree = ({order, name}: WorkerClient) => {
+    try {
+      lockDeployment(stateDir, order.deploymentId, name)[Symbol.dispose]()
+      return true
+    } catch {
+      return false
+    }
+  }
+  await expect.poll(() => clients.every(isFree), {timeout: Math.max(withinMs, 100), interval: 50}).toBe(true)
+}
+
+type WorkerClient = Awaited<ReturnType<typeof workerClient>>

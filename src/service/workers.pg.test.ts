@@ -1,18 +1,24 @@
 import assert from 'node:assert/strict'
-import {fork} from 'node:child_process'
 import {rmSync} from 'node:fs'
 import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {afterAll, beforeAll, describe, expect, test} from 'vitest'
 import {SyncError} from '../core/errors.ts'
 import {FencedOutError} from '../postgres/refusals.ts'
-import {lockDeployment} from '../sync/lock.ts'
 import {refusal} from '../../test/host.ts'
 import {leadingHost, type LeadingHost} from '../../test/leading-host.ts'
 import {assertMirror} from '../../test/mirror.ts'
 import {chanceOf, mutate, seedOf, type Chance} from '../../test/mutator.ts'
-import type {ParentNews, ParentOrder} from '../../test/worker-parent.ts'
-import {holdingUp, isAlive, isGone, optionsOf, pidOf, workerClient, workersOf} from '../../test/workers.ts'
+import {
+  areFree,
+  holdingUp,
+  isAlive,
+  isGone,
+  optionsOf,
+  pidOf,
+  workerClient,
+  workersOf,
+} from '../../test/workers.ts'
 import {createMetrics, observePool} from '../telemetry/metrics.ts'
 import type {Workers} from './workers.ts'
 
@@ -480,7 +486,7 @@ describe('when it is over', () => {
     })
     await sleep(300)
     assert.deepEqual(await client.deployment(), before)
-    await areFree([client, idle], 3_000)
+    await areFree(leader, [client, idle], 3_000)
     await assert.rejects(workers.sync(client.order, signal), {code: 'SYNC_FENCED_OUT'})
   })
 
@@ -506,7 +512,7 @@ describe('when it is over', () => {
       assert.ok(performance.now() < term.endsAt + 1_000)
     })
     assert.deepEqual(await client.deployment(), before)
-    await areFree([client, idle], 1_000)
+    await areFree(leader, [client, idle], 1_000)
   })
 
   test('a lease that is renewed in time lasts', async () => {
@@ -543,76 +549,6 @@ describe('when it is over', () => {
     assert.deepEqual(pids.filter(isAlive), [])
   })
 })
-
-describe('whoever started the workers', () => {
-  test('is killed: they are gone within seconds, and commit nothing', async () => {
-    await using held = await newClient()
-    await using done = await newClient()
-    const before = await held.deployment()
-    const parent = await startParent([held, done], 60_000)
-    await holdingUp(leader, held, async isHeld => {
-      parent.begin()
-      await isHeld()
-      await expect.poll(() => parent.news().ended, {timeout: 30_000}).toBe(1)
-      const pids = parent.pids()
-      assert.equal(pids.length, 2)
-      parent.kill('SIGKILL')
-      await isGone(pids, 3_000)
-    })
-    assert.equal((await held.deployment()).generation, before.generation)
-    await areFree([held, done], 0)
-    await using workers = workersOf(leader)
-    assert.equal((await workers.sync(held.order, signal)).status, 'success')
-    await assertMirror(leader.admin, schemaOf(held), held.file)
-  })
-
-  test('is frozen: when its lease is over, the next leader has the deployments', async () => {
-    await using client = await newClient()
-    const parent = await startParent([client], 1_500)
-    parent.begin()
-    await expect.poll(() => parent.news().ended, {timeout: 30_000}).toBe(1)
-    assert.throws(() => lockDeployment(leader.stateDir, client.order.deploymentId, client.name))
-    parent.kill('SIGSTOP')
-    await areFree([client], 6_000)
-    const pids = parent.pids()
-    parent.kill('SIGKILL')
-    await isGone(pids, 3_000)
-  })
-})
-
-/** Starts a process that has workers of its own. It begins to sync when it is told to. */
-async function startParent(clients: readonly Client[], leaseMs: number) {
-  const child = fork(join(import.meta.dirname, '../../test/worker-parent.ts'), {
-    serialization: 'advanced',
-    execArgv: ['--disable-warning=ExperimentalWarning'],
-    stdio: ['ignore', 'ignore', 'inherit', 'ipc'],
-  })
-  let news: ParentNews = {pids: [], ended: 0}
-  child.on('message', (told: ParentNews) => {
-    news = told
-  })
-  const {settings} = optionsOf(leader)
-  const order: ParentOrder = {settings, leaseMs, orders: clients.map(({order}) => order)}
-  return await Promise.resolve({
-    begin: () => child.send(order),
-    news: () => news,
-    pids: () => news.pids.filter(pid => pid !== undefined),
-    kill: (how: NodeJS.Signals) => child.kill(how),
-  })
-}
-
-/** Waits until nobody has these deployments open. */
-async function areFree(clients: readonly Client[], withinMs: number): Promise<void> {
-  const isFree = ({order, name}: Client) => {
-    try {
-      lockDeployment(leader.stateDir, order.deploymentId, name)[Symbol.dispose]()
-      return true
-    } catch {
-      return false
-    }
-  }
-  await expect.poll(() => clients.every(isFree), {timeout: Math.max(withinMs, 100), interval: 50}).toBe(true)
-}
 
 function pidsOf(workers: Workers): number[] {
   return workers.states.map(({pid}) => pid).filter(pid => pid !== undefined)
