@@ -82,7 +82,6 @@ export type Running = {
   readonly progress: Map<string, number>
   /** Rows of each table, where they are known before it has ended; absent until somebody has counted. */
   totals: ReadonlyMap<string, number> | undefined
-  progressSince: number | undefined
   isProgressNew: boolean
   /** It has a row of its own. */
   isShown: boolean
@@ -96,7 +95,7 @@ export type RunsDeps = {
   readonly lease: Lease
   readonly log: Log
   readonly metrics: Metrics
-  readonly workers: Pick<Workers, 'run'>
+  readonly workers: Pick<Workers, 'run' | 'states'>
   readonly freshness: Freshness
   /** A run that nobody has queued is shown among the jobs when it takes so long, in milliseconds. */
   readonly showAfterMs: number
@@ -174,7 +173,6 @@ export class Runs {
           AbortSignal.any([this.#signal, stop.signal]),
           (table, rows) => {
             running.progress.set(table, rows)
-            running.progressSince ??= performance.now()
             running.isProgressNew = true
           },
         )
@@ -401,18 +399,23 @@ export class Runs {
 
   /** Writes how far they are, of those that have news. */
   async saveProgress(): Promise<void> {
+    const inHand = new Map(
+      this.#deps.workers.states.flatMap(({inHand}) => (inHand ? [[inHand.client, inHand.forMs]] : [])),
+    )
     await Promise.all(
       [...this.#running.values()].map(async running => {
-        if (running.isOver || running.progressSince === undefined) return
-        running.saving = this.#saveProgressOf(running, running.progressSince)
+        const forMs = inHand.get(running.entry.place.clientName)
+        if (running.isOver || forMs === undefined) return
+        running.saving = this.#saveProgressOf(running, forMs)
         await running.saving
       }),
     )
   }
 
-  async #saveProgressOf(running: Running, since: number): Promise<void> {
+  /** @param forMs how long a worker has had it: it may have nothing to tell of its progress, and wait. */
+  async #saveProgressOf(running: Running, forMs: number): Promise<void> {
     if (!running.isShown) {
-      if (performance.now() - since < this.#deps.showAfterMs) return
+      if (forMs < this.#deps.showAfterMs) return
       running.isShown = await fenced(this.#deps.pool, this.#deps.lease, tx =>
         showRun(tx, this.#runOf(running)),
       )
@@ -476,7 +479,6 @@ export function newRunning(
     stop: new AbortController(),
     progress: new Map(),
     totals: undefined,
-    progressSince: undefined,
     isProgressNew: false,
     saving: Promise.resolve(),
     isOver: false,

@@ -466,7 +466,7 @@ test('rows that somebody has edited are counted', async () => {
     log: {...silentLog, info: (fields, message) => lines.push([fields['client'], message])},
   })
   await until('them to be counted', () =>
-    lines.some(line => isDeepStrictEqual(line, [client.name, 'rows of the target were edited']))
+    lines.some(line => isDeepStrictEqual(line, [client.name, 'rows of the target wait for a sync']))
       ? true
       : undefined,
   )
