@@ -186,9 +186,22 @@ function withUnion(
   name: string,
 ): Record<string, unknown> {
   const lists = [mine[name], other[name]].filter(list => Array.isArray(list)) as unknown[][]
-  const all = lists.flat().map(item => JSON.stringify(item))
-  if (lists.length > 0) into[name] = [...new Set(all)].map(item => JSON.parse(item) as unknown)
+  const [ours = [], theirs = []] = lists.map(list => [...new Set(list.map(item => JSON.stringify(item)))])
+  if (lists.length > 0) into[name] = united(ours, theirs).map(item => JSON.parse(item) as unknown)
   return into
+}
+
+/** Each of theirs that is not ours, where the next one stands that both have, or at the end. */
+function united(ours: readonly string[], theirs: readonly string[]): string[] {
+  const all = [...ours]
+  for (const [i, item] of theirs.entries()) {
+    if (ours.includes(item)) continue
+    const before = theirs.slice(0, i).findLast(each => ours.includes(each))
+    const from = before === undefined ? 0 : all.indexOf(before) + 1
+    const next = all.findIndex((each, at) => at >= from && ours.includes(each) && theirs.includes(each))
+    all.splice(next < 0 ? all.length : next, 0, item)
+  }
+  return all
 }
 
 /** Every id of both sides is there, and the current message is one of them. */
