@@ -37,7 +37,8 @@ test('a leader whose session is ended goes on under the same epoch', async () =>
   for (let round = 0; round < 3; round++) {
     const seen = leader.notices.filter(what => what === 'connected').length
     await place.db`
-      select pg_terminate_backend(pid) from pg_stat_activity where application_name = ${`owsync/${leader.nodeId}`}`
+      select pg_terminate_backend(pid) from pg_stat_activity
+      where datname = current_database() and application_name = ${`owsync/${leader.nodeId}`}`
     await expect
       .poll(() => leader.notices.filter(what => what === 'connected').length, patient)
       .toBeGreaterThan(seen)

@@ -163,7 +163,8 @@ describe('a job that is asked for', () => {
       await isHeld()
       // Its session is ended, as by a restart of the server.
       await leader.admin`select pg_terminate_backend(pid) from pg_stat_activity
-        where application_name like 'owsync/host-a-cli/%' and state = 'active' and wait_event_type = 'Lock'`
+        where datname = current_database() and application_name like 'owsync/host-a-cli/%' and state = 'active'
+          and wait_event_type = 'Lock'`
       await until('the failure', async () => {
         const job = await findJob(leader.host, jobId)
         return job?.errorCode === null ? undefined : job

@@ -294,7 +294,7 @@ describe('a worker that dies', () => {
         await run
         // What the dead one has left in Postgres waits still, and would be taken for the next one.
         await leader.admin`select pg_terminate_backend(pid, 5000) from pg_stat_activity
-          where application_name like 'owsync/%' and wait_event = 'transactionid'`
+          where datname = current_database() and application_name like 'owsync/%' and wait_event = 'transactionid'`
       })
     }
     over.abort()

@@ -75,7 +75,7 @@ test('every kind of session is ended, again and again', async () => {
         .poll(async () => {
           const ended = await site.db`
             select pg_terminate_backend(pid) from pg_stat_activity
-            where application_name ~ ${kind} and pid <> pg_backend_pid()`
+            where datname = current_database() and application_name ~ ${kind} and pid <> pg_backend_pid()`
           return ended.length
         }, patient)
         .toBeGreaterThan(0)

@@ -88,7 +88,8 @@ test('a standby that listens on a dead connection takes over none the less', asy
   await isSynced(site.db, client)
   // The server has ended the session; to the node it looks alive.
   proxyOf(next).silence('down')
-  await site.db`select pg_terminate_backend(pid) from pg_stat_activity where application_name = ${`owsync/${next.nodeId}`}`
+  await site.db`select pg_terminate_backend(pid) from pg_stat_activity
+    where datname = current_database() and application_name = ${`owsync/${next.nodeId}`}`
   await expect
     .poll(() => next.log.some(({msg}) => msg.startsWith('the election has no connection')), patient)
     .toBe(true)
