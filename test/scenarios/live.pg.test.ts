@@ -47,6 +47,8 @@ describe.each(['delete', 'wal'] as const)('journal mode %s', journal => {
       const following = followLive({workers, watch, order: () => order, onEvent}, over.signal)
       following.catch(() => undefined)
       await until(() => events.length > 0)
+      // What the first load took is no probe's.
+      const loaded = events.length
       const writer: Writer | undefined =
         app === 'busy'
           ? startWriter({file: client.file, seed: 5, rate: BUSY, journalMode: journal})
@@ -60,9 +62,9 @@ describe.each(['delete', 'wal'] as const)('journal mode %s', journal => {
       }
       const at = (part: number) => share(rounds.at(-1)!, part)
       const worst = share(rounds.flat(), 1)
-      const told = events.flatMap(event =>
-        'lagMs' in event && event.lagMs !== undefined ? [event.lagMs] : [],
-      )
+      const told = events
+        .slice(loaded)
+        .flatMap(event => ('lagMs' in event && event.lagMs !== undefined ? [event.lagMs] : []))
       process.stderr.write(
         `live, ${journal}, ${app}: p50 ${at(0.5)} ms, p95 ${at(0.95)} ms, worst ${at(1)} ms; told at most ${Math.max(...told)} ms\n`,
       )
