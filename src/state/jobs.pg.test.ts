@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict'
+import {setTimeout as sleep} from 'node:timers/promises'
 import {afterAll, beforeAll, beforeEach, describe, test} from 'vitest'
 import {UsageError} from '../core/errors.ts'
 import {testDatabase, type TestDatabase} from '../../test/database.ts'
@@ -24,6 +25,7 @@ import {
   type Failure,
   type Run,
 } from './jobs.ts'
+import {saveChecks} from './scheduled.ts'
 
 let db: TestDatabase
 let host: TestHost
@@ -346,6 +348,22 @@ describe('a run that nobody has queued', () => {
     assert.equal((await findJob(host, run.jobId))!.triggeredBy, 'change')
   })
 
+  test('that is being shown while its cut ends is one row', async () => {
+    const run = runOf()
+    const ended = await db.begin(async tx => {
+      await showRun(tx, run)
+      const ending = advance({job_id: run.jobId, triggered_by: 'scheduler', rows_upserted: 1})
+      await waitsForLock()
+      return {ending}
+    })
+    await ended.ending
+    const {jobs} = await listJobs(host, {}, {limit: 10})
+    assert.deepEqual(
+      jobs.map(({jobId, status, rowsUpserted}) => [jobId, status, rowsUpserted]),
+      [[run.jobId, 'success', 1n]],
+    )
+  })
+
   test('is not shown beside an open job', async () => {
     await ask()
     assert.equal(await showRun(host, runOf()), false)
@@ -388,6 +406,34 @@ describe('a run that nobody has queued', () => {
     assert.deepEqual(await failRun(host, run, passing), {then: 'failed'})
     assert.deepEqual([await statusOf(jobId), await statusOf(run.jobId)], ['pending', 'failed'])
   })
+})
+
+test('what was found before a sync failed is no news after it, at the very moment it fails either', async () => {
+  const run = runOf()
+  const check = {
+    deploymentId: ids[0]!,
+    freshMs: 5_000,
+    sourceVersion: null,
+    behindMs: null,
+    dueInMs: null,
+  }
+  const lastStatus = async () =>
+    (
+      await db`select last_sync_status as status from sync_metadata.client_deployments
+      where deployment_id = ${ids[0]!}`
+    )[0]!.status
+  await advance({job_id: crypto.randomUUID()})
+  const kept = await db.begin(async tx => {
+    await failRun(tx, run, lasting)
+    const keeping = host.begin(its => saveChecks(its, [check]))
+    await waitsForLock()
+    return {keeping}
+  })
+  await kept.keeping
+  assert.equal(await lastStatus(), 'failed')
+  await db`update sync_metadata.sync_jobs set finished_at = now() - interval '10 seconds'`
+  await host.begin(tx => saveChecks(tx, [check]))
+  assert.equal(await lastStatus(), 'success')
 })
 
 describe('the list', () => {
@@ -440,6 +486,17 @@ test('progress is per table, and goes on from where it was', async () => {
     ],
   )
 })
+
+/** Resolves once somebody in this database waits for a lock. */
+async function waitsForLock(): Promise<void> {
+  for (let i = 0; i < 400; i++) {
+    const waiting = await db`select from pg_stat_activity
+      where datname = current_database() and wait_event_type = 'Lock'`
+    if (waiting.length > 0) return
+    await sleep(25)
+  }
+  assert.fail('nobody waits for a lock')
+}
 
 /** Ends a cut of the first client, as a worker does. */
 async function advance(result: object): Promise<void> {

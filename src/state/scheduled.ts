@@ -1,4 +1,4 @@
-import {json, type Sql} from '../postgres/sql.ts'
+import {json, type Sql, type Tx} from '../postgres/sql.ts'
 import type {Deployment} from './deployments.ts'
 
 /** A deployment as its leader needs to know it to look after it. Ages are of the database's clock. */
@@ -47,9 +47,13 @@ export type Check = {
 }
 
 /** Keeps what was found out, of all of them at once. */
-export async function saveChecks(sql: Sql, checks: readonly Check[]): Promise<void> {
+export async function saveChecks(tx: Tx, checks: readonly Check[]): Promise<void> {
   if (checks.length === 0) return
-  await sql`
+  // First, so that the next statement sees the failures of those who had them locked.
+  await tx`
+    select from sync_metadata.client_deployments where deployment_id = any (${checks.map(check => check.deploymentId)}::uuid[])
+    order by deployment_id for no key update`
+  await tx`
     update sync_metadata.client_deployments d
     set checked_at = greatest(d.checked_at, clock_timestamp() - c.fresh * interval '1 millisecond'),
       source_version = coalesce(c.version, d.source_version),
