@@ -225,6 +225,29 @@ test('rows are read from the source no faster than the server takes them', async
   assert.ok(meanwhile < 10, `${meanwhile} chunks were read while the server took none`)
 })
 
+test('what a source has yielded may be overwritten once it is asked for more', async () => {
+  await using db = await emptyDatabase()
+  // A server that takes nothing for a while: what is sent piles up.
+  await db`create table t (a text)`
+  await db`create function pause() returns trigger language plpgsql as 'begin perform pg_sleep(0.5); return null; end'`
+  await db`create trigger pause before insert on t for each statement execute function pause()`
+  for (const bytes of [1_000, 70_000]) {
+    const line = Buffer.alloc(bytes, '\n')
+    // eslint-disable-next-line @typescript-eslint/require-await
+    const source = async function* () {
+      for (let i = 0; i < 20_000_000 / bytes; i++) {
+        line.fill(65 + (i % 26), 0, bytes - 1)
+        yield line
+      }
+    }
+    await db`truncate t`
+    await db.begin(tx => tx.copyFrom(fragment`copy t from stdin`, source()))
+    const wrong = await db`select from (select a, row_number() over (order by ctid) - 1 as n from t) t
+      where a <> repeat(chr((65 + n % 26)::int), ${bytes - 1})`
+    assert.equal(wrong.length, 0)
+  }
+})
+
 test('a failing source fails the COPY with its own error and leaves the connection usable', async () => {
   await using db = await emptyDatabase()
   await using pool = connect(db.endpoint, {max: 1, applicationName})

@@ -1,4 +1,5 @@
 import {once} from 'node:events'
+import type {Socket} from 'node:net'
 import {setTimeout as sleep} from 'node:timers/promises'
 import pg from 'pg'
 import {from as copyFromStream, to as copyToStream} from 'pg-copy-streams'
@@ -430,6 +431,7 @@ async function copyFrom(
   })
   signal?.addEventListener('abort', abort)
   session.client.query(stream)
+  const {stream: socket} = (session.client as unknown as {connection: {stream: Socket}}).connection
 
   const chunks = source[Symbol.asyncIterator]()
   try {
@@ -437,7 +439,7 @@ async function copyFrom(
       const next = await orFailure(chunks.next())
       if (next.done === true) break
       // One chunk at a time: waiting for each write is the back-pressure.
-      await session.answered(orFailure(written(stream, next.value)))
+      await session.answered(orFailure(written(stream, next.value, socket)))
     }
     await session.answered(orFailure(new Promise<void>(resolve => stream.end(resolve))))
     return stream.rowCount
@@ -454,11 +456,17 @@ async function copyFrom(
 
 type CopyIn = ReturnType<typeof copyFromStream>
 
-function written(stream: CopyIn, chunk: Uint8Array): Promise<void> {
+/** Resolves once nobody refers to `chunk` any more. */
+function written(stream: CopyIn, chunk: Uint8Array, socket: Socket): Promise<void> {
   return new Promise((resolve, reject) => {
-    stream.write(chunk, error => {
+    const settle = (error: Error | null | undefined) => {
       if (error) reject(error)
       else resolve()
+    }
+    stream.write(chunk, error => {
+      // A small one is called written while it waits for its turn: whatever follows it is written after it.
+      if (error || socket.writableLength === 0) settle(error)
+      else socket.write('', settle)
     })
   })
 }

@@ -43,7 +43,8 @@ export type Sql = {
 /** A transaction. It ends with the function it was given to; a statement sent later is refused. */
 export type Tx = Sql & {
   /**
-   * Sends `source` to a `copy … from stdin`, never faster than the server takes it.
+   * Sends `source` to a `copy … from stdin`, never faster than the server takes it. What it yields may be overwritten when it
+   * is asked for more.
    *
    * When `source` throws or `signal` aborts, the COPY fails and the transaction can only be rolled back.
    *

@@ -83,8 +83,10 @@ type Chunk = {
   /** It ends when the load has read so many bytes. */
   readonly endBytes: number
   readonly isResumed: boolean
-  /** Set by the first lane that cannot go on: none waits in its transaction for another one. */
+  /** Set by the first lane that cannot go on: none waits in its transaction for another one, only within its COPY. */
   isOver: boolean
+  /** Resolved with that. */
+  readonly over: PromiseWithResolvers<undefined>
 }
 
 /**
@@ -300,7 +302,12 @@ class Load {
     signal: AbortSignal,
   ): Promise<readonly TableLayout[]> {
     const {sidecar} = this.#run
-    const chunkOf: Chunk = {endBytes: cursor.bytes + chunk.bytes, isResumed, isOver: false}
+    const chunkOf: Chunk = {
+      endBytes: cursor.bytes + chunk.bytes,
+      isResumed,
+      isOver: false,
+      over: Promise.withResolvers(),
+    }
     const complete: TableLayout[] = []
     for (const lane of cursor.lanes) takeTable(lane, cursor)
     const active = cursor.lanes.filter(({table}) => table !== undefined)
@@ -317,6 +324,7 @@ class Load {
         if (cursor.lanes.length > 1 || !isLast) return moved
         return {...moved, ...(await this.#finish(tx, complete.splice(0)))}
       } catch (error) {
+        end(chunkOf)
         own.reject(error)
         throw error
       }
@@ -344,15 +352,11 @@ class Load {
   ): Promise<Moved> {
     const {sidecar, deployment} = this.#run
     const moved = {rows: 0, bytes: 0}
-    // Postgres is behind with long values: what it still has of them when the chunk ends, we would wait for. And the
-    // indexes of many rows are built the sooner.
-    const isHeldBack = lane.from === 'last' && cursor.lanes[0]?.table !== undefined
-    const endBytes = chunkOf.endBytes - (isHeldBack ? chunk.bytes / 2 : 0)
-    while (!chunkOf.isOver && cursor.bytes < endBytes) {
+    while (!chunkOf.isOver) {
       takeTable(lane, cursor)
       const layout = lane.table
       if (layout === undefined) {
-        chunkOf.isOver = true
+        end(chunkOf)
         break
       }
       // A table without rowids has no place to go on from; the capture that follows completes it.
@@ -364,7 +368,6 @@ class Load {
         cursor,
         lane,
         chunkOf,
-        endBytes,
         moved,
       )
       const first = await rows.next()
@@ -372,7 +375,7 @@ class Load {
         await copyInto(tx, deployment.schemaName, layout, resume(first.value, rows), signal)
       if (lane.position !== undefined) break
       complete.push(layout)
-      if (lane.tableRows >= MANY_ROWS) chunkOf.isOver = true
+      if (lane.tableRows >= MANY_ROWS) end(chunkOf)
       lane.table = undefined
       lane.tableRows = 0
     }
@@ -386,7 +389,6 @@ class Load {
     cursor: Cursor,
     lane: Lane,
     chunkOf: Chunk,
-    endBytes: number,
     moved: {rows: number; bytes: number},
   ): AsyncGenerator<Uint8Array, undefined> {
     const {sidecar, onProgress} = this.#run
@@ -396,12 +398,16 @@ class Load {
       2 * PIECE_BYTES,
     )
     const skip = this.#skip.get(layout.source)
+    // Postgres is behind with long values: what it still has of them when the chunk ends, we would wait for. And the
+    // indexes of many rows are built the sooner.
+    const isHeldBack = lane.from === 'last' && cursor.lanes[0]?.table !== undefined
+    const endBytes = chunkOf.endBytes - (isHeldBack ? chunk.bytes / 2 : 0)
     let line = 0
     let hasBegun = false
     const take = () => {
       moved.bytes += writer.bytes
       cursor.bytes += writer.bytes
-      if (cursor.bytes >= chunkOf.endBytes) chunkOf.isOver = true
+      if (cursor.bytes >= chunkOf.endBytes) end(chunkOf)
       return writer.take()
     }
     do {
@@ -420,13 +426,12 @@ class Load {
           })
           continue
         }
+        // At once: Postgres ends transactions in which nothing happens for seconds, but not while they copy.
+        if (!hasBegun) yield COPY_HEADER
+        hasBegun = true
         writer.write(encoder.encode(row))
         entries.push(row)
-        if (writer.bytes >= PIECE_BYTES) {
-          if (!hasBegun) yield COPY_HEADER
-          hasBegun = true
-          yield take()
-        }
+        if (writer.bytes >= PIECE_BYTES) yield take()
       }
       sidecar.append(layout.source, layout.withoutRowid, entries)
       for (const row of page.refused)
@@ -443,12 +448,10 @@ class Load {
       // While the next page is read this one is still referred to; its values would be in memory for nothing.
       for (const {values} of page.rows) values.length = 0
     } while (lane.position !== undefined && !chunkOf.isOver && cursor.bytes + writer.bytes < endBytes)
-    if (writer.bytes > 0) {
-      if (!hasBegun) yield COPY_HEADER
-      hasBegun = true
-      yield take()
-    }
-    if (hasBegun) yield COPY_TRAILER
+    if (writer.bytes > 0) yield take()
+    if (!hasBegun) return
+    if (isHeldBack && cursor.bytes >= endBytes) await chunkOf.over.promise
+    yield COPY_TRAILER
   }
 
   /** Gives complete tables their keys, indexes and views. @returns where the load is then. */
@@ -514,6 +517,11 @@ class Load {
     skip.set(line, error.cause)
     return true
   }
+}
+
+function end(chunkOf: Chunk): void {
+  chunkOf.isOver = true
+  chunkOf.over.resolve(undefined)
 }
 
 /** Gives a lane that has none the next table. */

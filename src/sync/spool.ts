@@ -150,11 +150,10 @@ export class Spool implements Disposable {
   #flush(): void {
     const fd = this.#fd
     if (fd === undefined) return
-    this.#writer.drain(bytes => {
-      this.#bytes += bytes.length
-      inStateDir(this.#file, () => {
-        for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at)
-      })
+    const bytes = this.#writer.take()
+    this.#bytes += bytes.length
+    inStateDir(this.#file, () => {
+      for (let at = 0; at < bytes.length;) at += writeSync(fd, bytes, at)
     })
   }
 }

@@ -17,6 +17,9 @@ export type TargetRow = {
   readonly raw: string | null
 }
 
+/** What long values took beyond this is given back. */
+const KEEP_BYTES = 1024 * 1024
+
 /** Writes rows of one table as binary COPY tuples: its columns, then `_sync_key`, `_sync_hash`, `_sync_raw`. */
 export class TupleWriter {
   readonly #types: readonly PgType[]
@@ -47,19 +50,15 @@ export class TupleWriter {
     else this.#jsonb(row.raw)
   }
 
-  /** Hands over what has been written and starts anew. */
+  /** Hands over what has been written, which is good until the next row is written: that one is in the same memory. */
   take(): Buffer {
     const written = this.#buffer.subarray(0, this.#at)
-    this.#buffer = Buffer.allocUnsafe(Math.max(64 * 1024, Math.min(this.#buffer.length, 1024 * 1024)))
-    this.#view = viewOf(this.#buffer)
+    if (this.#buffer.length > KEEP_BYTES) {
+      this.#buffer = Buffer.allocUnsafe(KEEP_BYTES)
+      this.#view = viewOf(this.#buffer)
+    }
     this.#at = 0
     return written
-  }
-
-  /** Hands over what has been written, which is good until `write` has ended, and starts anew in the same memory. */
-  drain(write: (bytes: Buffer) => void): void {
-    write(this.#buffer.subarray(0, this.#at))
-    this.#at = 0
   }
 
   #value(value: Typed, type: PgType): void {
