@@ -82,7 +82,8 @@ export function deploymentRoutes(app: App, ports: ApiPorts): void {
     },
     async (request, reply) => {
       const {client} = request.params
-      await deployments.change(client, changeOf(request.body), undefined, callerOf(request))
+      const {report, ...settings} = request.body
+      await deployments.change(client, changeOf(settings), undefined, callerOf(request), report)
       const changed = await deployments.get(client)
       void reply.header('etag', `"${changed.settings_version}"`)
       return bodyOf(changed)

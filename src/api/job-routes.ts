@@ -24,19 +24,50 @@ export function jobRoutes(app: App, ports: ApiPorts): void {
     ...access('operate', 'Queues a sync; the leader runs it, whichever node was asked.', 'jobs'),
     response: {202: QueuedBody, ...problems},
   }
-  const FullSync = z.boolean().default(false).meta({description: 'Compare every row.'})
-  const trigger = (client: string, full: boolean, caller: Caller) =>
-    queue(ports, client, {syncType: full ? 'full' : 'incremental'}, caller)
+  const asked = {
+    full_sync: z.boolean().default(false).meta({description: 'Compare every row.'}),
+    dry_run: z.boolean().default(false).meta({description: 'Tell what would be done, and do nothing.'}),
+    direction: z.literal('two_way').optional().meta({
+      description: 'Of a dry run: what would be written to the SQLite file if it had this direction.',
+    }),
+  }
+  const isWhole = ({dry_run, direction}: {dry_run: boolean; direction?: unknown}) =>
+    dry_run || direction === undefined
+  const trigger = (
+    client: string,
+    {
+      full_sync = false,
+      dry_run = false,
+      direction,
+    }: {
+      readonly full_sync?: boolean
+      readonly dry_run?: boolean
+      readonly direction?: 'two_way' | undefined
+    },
+    caller: Caller,
+  ) =>
+    queue(
+      ports,
+      client,
+      {
+        syncType: full_sync ? 'full' : 'incremental',
+        options: {...(dry_run && {dry_run}), ...(direction && {direction})},
+      },
+      caller,
+    )
 
   app.post(
     '/api/v1/sync/trigger',
     {
       config: {access: 'operate'},
-      schema: {...triggering, body: z.strictObject({client_name: ClientName, full_sync: FullSync})},
+      schema: {
+        ...triggering,
+        body: z.strictObject({client_name: ClientName, ...asked}).refine(isWhole, DIRECTION),
+      },
     },
     async (request, reply) => {
-      const {client_name: client, full_sync: full} = request.body
-      return reply.code(202).send(await trigger(client, full, callerOf(request)))
+      const {client_name: client, ...options} = request.body
+      return reply.code(202).send(await trigger(client, options, callerOf(request)))
     },
   )
   app.post(
@@ -46,12 +77,12 @@ export function jobRoutes(app: App, ports: ApiPorts): void {
       schema: {
         ...triggering,
         params: z.object({client: ClientName}),
-        body: z.strictObject({full_sync: FullSync}).nullish(),
+        body: z.strictObject(asked).refine(isWhole, DIRECTION).nullish(),
       },
     },
     async (request, reply) => {
-      const full = request.body?.full_sync ?? false
-      return reply.code(202).send(await trigger(request.params.client, full, callerOf(request)))
+      const options = request.body ?? {}
+      return reply.code(202).send(await trigger(request.params.client, options, callerOf(request)))
     },
   )
 
@@ -133,6 +164,8 @@ export function jobRoutes(app: App, ports: ApiPorts): void {
     },
   )
 }
+
+const DIRECTION = 'direction is for a dry run'
 
 /** Queues what was asked for. @throws {RefusedError} 409 when the client has an open job. */
 export async function queue({jobs}: ApiPorts, name: string, asked: Asked, caller: Caller) {

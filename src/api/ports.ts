@@ -67,7 +67,14 @@ export type ApiPorts = {
   readonly state: {
     get(key: string): Promise<(Document & {readonly isCached: boolean}) | undefined>
     put(key: string, value: unknown, expected: Expected, caller: Caller): Promise<Document>
-    change(key: string, change: SettingsChange, expected: Expected, caller: Caller): Promise<Document>
+    /** @param report names the job that told what would be written, where `change` switches to two_way. */
+    change(
+      key: string,
+      change: SettingsChange,
+      expected: Expected,
+      caller: Caller,
+      report?: string,
+    ): Promise<Document>
   }
   readonly deployments: {
     list(query: {
@@ -77,7 +84,14 @@ export type ApiPorts = {
     }): Promise<DeploymentView[]>
     get(client: string): Promise<DeploymentView>
     register(settings: NewDeployment, caller: Caller): Promise<void>
-    change(client: string, change: SettingsChange, expected: Expected, caller: Caller): Promise<void>
+    /** @param report as for a document. */
+    change(
+      client: string,
+      change: SettingsChange,
+      expected: Expected,
+      caller: Caller,
+      report?: string,
+    ): Promise<void>
     /** Gives the client up; its tables and history stay. */
     remove(client: string, force: boolean, caller: Caller): Promise<void>
     /** @throws Error when the conflict rules are none. */

@@ -133,6 +133,14 @@ export const refusals = {
       next: 'Change it with PATCH, or register another name.',
       facts: {client},
     }),
+  reportFirst: (client: string) =>
+    new RefusedError({
+      code: 'SYNC_REPORT_FIRST',
+      status: 409,
+      message: `nobody has been told yet what two_way would write to the file of ${client}`,
+      next: 'Trigger a sync with `dry_run` and `direction: "two_way"`, look at `written_to_source` in its job’s result, and send that job’s id as `report` within the hour; or use `owsync client direction`.',
+      facts: {client},
+    }),
   notQuarantined: (client: string) =>
     new RefusedError({
       code: 'SYNC_NOT_QUARANTINED',

@@ -88,12 +88,15 @@ const settings = {
   config: Config.optional(),
 }
 
-type SettingsBody = z.output<typeof SettingsBody>
-
 /** Changes of a deployment's settings; at least one. */
 export const SettingsBody = z
-  .strictObject(settings)
-  .refine(body => Object.keys(body).length > 0, 'must change something')
+  .strictObject({
+    ...settings,
+    report: z.uuid().optional().meta({
+      description: 'With direction two_way: the job of the dry run that has told what would be written.',
+    }),
+  })
+  .refine(body => Object.keys(body).some(key => key !== 'report'), 'must change something')
   .refine(agrees, 'enabled, sync_enabled and status must say the same')
 
 export const NewDeploymentBody = z
@@ -116,7 +119,7 @@ function agrees(body: Switches): boolean {
 }
 
 /** @returns the columns that a body names. */
-export function changeOf(body: SettingsBody): SettingsChange {
+export function changeOf(body: Omit<z.output<typeof SettingsBody>, 'report'>): SettingsChange {
   const {interval, history_days, config, sync_interval, sync_schedule} = body
   const {sqlite_path, container_name, fqdn, port, database_type, direction} = body
   const [isEnabled] = switchesOf(body)

@@ -52,10 +52,14 @@ export function stateRoutes(app: App, {state}: ApiPorts): void {
     reply: FastifyReply,
   ) => {
     const expected = expectedOf(ifMatch)
+    const change = async () => {
+      const {report, ...settings} = await settingsIn(state, key, value)
+      return await state.change(key, changeOf(settings), expected, caller, report)
+    }
     const written =
       clientOfKey(checked(key)) === undefined
         ? await state.put(key, storable(value), expected, caller)
-        : await state.change(key, changeOf(await settingsIn(state, key, value)), expected, caller)
+        : await change()
     void reply.header('etag', `"${written.version}"`)
     return {success: true as const, ...bodyOf(written, false)}
   }

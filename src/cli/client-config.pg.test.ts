@@ -97,6 +97,38 @@ test('an import changes what differs, names it, and leaves other clients alone',
   )
 })
 
+test('an import does not switch a client that has been synced to two_way: nobody was told what that writes', async () => {
+  await using m = await syncedHost()
+  const source = m.source('acme', db => {
+    db.exec('create table chat (id text primary key)')
+  })
+  await m.sync('acme', source)
+  const file = join(m.folder, 'clients.json')
+  const directions = async () =>
+    await m.host`select client_name as name, direction from sync_metadata.client_deployments order by 1`
+  const importing = async (...clients: object[]) => {
+    await writeFile(file, JSON.stringify({format: 'owsync-clients', version: 1, clients}))
+    return await config(m, 'import', file)
+  }
+  const acme = {client: 'acme', direction: 'two_way'}
+  const refused = await importing({client: 'new', direction: 'two_way'}, acme)
+  assert.equal(refused.code, 1)
+  assert.match(refused.out, /owsync client direction acme two_way/)
+  assert.deepEqual(await directions(), [{name: 'acme', direction: 'one_way'}])
+  // Of a client that is new nothing is in Postgres that could be written.
+  assert.equal((await importing({client: 'new', direction: 'two_way'})).code, 0)
+  const [audited] = await m.host<{details: object}>`
+    select details from sync_metadata.audit_log where action = 'client.imported'`
+  assert.deepEqual(audited?.details, {what: 'registered', changes: [], direction: 'two_way'})
+  await m.host`update sync_metadata.client_deployments set direction = 'two_way' where client_name = 'acme'`
+  assert.equal((await importing(acme)).code, 0)
+  assert.equal((await importing({client: 'acme', direction: 'one_way'})).code, 0)
+  assert.deepEqual(await directions(), [
+    {name: 'acme', direction: 'one_way'},
+    {name: 'new', direction: 'two_way'},
+  ])
+})
+
 test('a file that cannot be is refused as a whole, with everything that is wrong', async () => {
   await using m = await syncedHost()
   const file = join(m.folder, 'clients.json')

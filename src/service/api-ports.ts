@@ -11,9 +11,10 @@ import {listConflicts} from '../state/conflicts.ts'
 import {readDeployments, type ListedDeployment} from '../state/deployment-list.ts'
 import {changeSettings, type Settings, type SettingsChange} from '../state/deployment-settings.ts'
 import {findDeployment, UnknownClientError, type Deployment} from '../state/deployments.ts'
-import type {Document, Documents} from '../state/documents.ts'
+import {clientOfKey, type Document, type Documents} from '../state/documents.ts'
 import {cancelJob, enqueue, findJob, listJobs, readProgress} from '../state/jobs.ts'
 import {readCluster} from '../state/overview.ts'
+import type {Expected} from '../state/version.ts'
 import {resolveConflict, undoConflict, viewConflict} from '../sync/resolve.ts'
 import type {EventFeed} from './event-feed.ts'
 import type {HealthWatch, NodeView} from './health-watch.ts'
@@ -54,10 +55,8 @@ export function apiPorts(parts: ApiParts): ApiPorts {
         documents.put(pool, {key, value, expected, actor: actorOf(caller)}, (tx, {version}) =>
           audit(parts, tx, caller, 'state.written', {details: {key, version: Number(version)}}),
         ),
-      change: (key, change, expected, caller) =>
-        documents.put(pool, {key, change, expected, actor: actorOf(caller)}, (tx, document) =>
-          auditChange(parts, tx, caller, nameIn(document), change),
-        ),
+      change: (key, change, expected, caller, report) =>
+        changeSettingsOf(parts, key, change, expected, caller, report),
     },
     deployments: deploymentPorts(parts),
     jobs: jobPorts(parts),
@@ -149,11 +148,8 @@ function deploymentPorts(parts: ApiParts): ApiPorts['deployments'] {
       })
       documents.forget(`deployment.${client}`)
     },
-    async change(client, change, expected, caller) {
-      const key = `deployment.${client}`
-      await documents.put(pool, {key, change, expected, actor: actorOf(caller)}, (tx, document) =>
-        auditChange(parts, tx, caller, nameIn(document), change),
-      )
+    async change(client, change, expected, caller, report) {
+      await changeSettingsOf(parts, `deployment.${client}`, change, expected, caller, report)
     },
     async remove(client, force, caller) {
       const {deploymentId, clientName} = await getDeployment(pool, client)
@@ -165,6 +161,40 @@ function deploymentPorts(parts: ApiParts): ApiPorts['deployments'] {
       rulesOf(parts.conflictConfig, {name: 'this request', config: {conflict_resolution: rules}})
     },
   }
+}
+
+async function changeSettingsOf(
+  parts: ApiParts,
+  key: string,
+  change: SettingsChange,
+  expected: Expected,
+  caller: Caller,
+  report: string | undefined,
+): Promise<Document> {
+  const {pool, documents} = parts
+  const client = clientOfKey(key)
+  if (change.direction === 'two_way' && client !== undefined) await requireReport(pool, client, report)
+  return await documents.put(pool, {key, change, expected, actor: actorOf(caller)}, (tx, document) =>
+    auditChange(parts, tx, caller, nameIn(document), {...change, ...(report && {report})}),
+  )
+}
+
+/**
+ * A client that is switched to two_way has its file written from then on: whoever does that must have been told what would
+ * be. One of which Postgres has nothing yet has nothing to be told of.
+ *
+ * @throws {RefusedError} 409 when no dry run of the last hour has told.
+ */
+async function requireReport(sql: Sql, client: string, report: string | undefined): Promise<void> {
+  const [row] = await sql<{isTold: boolean}>`
+    select d.direction = 'two_way' or d.generation = 0 or exists (
+      select from sync_metadata.sync_jobs j
+      where j.job_id = ${report ?? null}::uuid and j.deployment_id = d.deployment_id and j.status = 'success'
+        and j.options @> '{"dry_run": true, "direction": "two_way"}' and j.finished_at > now() - interval '1 hour'
+    ) as "isTold"
+    from sync_metadata.client_deployments d
+    where d.schema_name = ${schemaOf(client)} and d.host_id = (select sync_metadata.my_host())`
+  if (row?.isTold === false) throw refusals.reportFirst(client)
 }
 
 function jobPorts(parts: ApiParts): ApiPorts['jobs'] {
@@ -222,7 +252,7 @@ async function auditChange(
   tx: Sql,
   caller: Caller,
   client: string,
-  {config, ...columns}: SettingsChange,
+  {config, ...columns}: SettingsChange & {readonly report?: string},
 ): Promise<void> {
   const details = {...columns, ...(config && {config: Object.keys(config)})}
   await audit(parts, tx, caller, 'client.configured', {client, details})

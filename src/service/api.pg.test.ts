@@ -8,6 +8,7 @@ import {isProblem, testApi, type TestApi} from '../../test/api.ts'
 import {testDatabase, type TestDatabase} from '../../test/database.ts'
 import {testClient, testHost, type TestHost} from '../../test/host.ts'
 import {until} from '../../test/until.ts'
+import {raw} from '../postgres/sql.ts'
 
 // Every endpoint, over HTTP, on a real Postgres: what it answers, and what it does with input that is wrong, missing,
 // too large or hostile.
@@ -123,6 +124,69 @@ describe('deployments', () => {
     assert.deepEqual([body.sync_interval, body.enabled, body.status], [300, false, 'paused'])
     const manual = await send('POST', '/api/v1/deployments', {client_name: 'manual-one', interval: 'manual'})
     assert.deepEqual([manual.body.interval, manual.body.sync_interval], ['manual', null])
+  })
+
+  test('are switched to two_way after a report of what would be written, and to one_way at once', async () => {
+    const {name, id} = await client({sqlite_path: '/opt/openwebui/two/webui.db'})
+    const another = await client()
+    const path = `/api/v1/deployments/${name}`
+    const document = `/api/v1/state/deployment.${name}`
+    const direction = async () => (await get(path)).body.direction
+    // Nothing of it is in Postgres yet, so that nothing can be written.
+    assert.equal((await send('PATCH', path, {direction: 'two_way'})).body.direction, 'two_way')
+    assert.equal((await send('PATCH', path, {direction: 'one_way'})).body.direction, 'one_way')
+    await db`update sync_metadata.client_deployments set generation = 3 where deployment_id in (${id}, ${another.id})`
+
+    isProblem(await send('PATCH', path, {direction: 'two_way'}), 409, 'SYNC_REPORT_FIRST')
+    isProblem(await send('PUT', document, {value: {direction: 'two_way'}}), 409, 'SYNC_REPORT_FIRST')
+    const trigger = {client_name: name, dry_run: true, direction: 'two_way'}
+    isProblem(
+      await send('POST', '/api/v1/sync/trigger', {...trigger, dry_run: false}),
+      400,
+      'SYNC_API_INVALID',
+    )
+    const {status, body} = await send('POST', '/api/v1/sync/trigger', trigger)
+    assert.equal(status, 202)
+    const report = body.job_id as string
+    assert.deepEqual((await get(`/api/v1/jobs/${report}`)).body.options, {
+      dry_run: true,
+      direction: 'two_way',
+    })
+    const refused = async (given: object) => {
+      isProblem(await send('PATCH', path, {direction: 'two_way', ...given}), 409, 'SYNC_REPORT_FIRST')
+    }
+    await refused({report})
+    const ends = async (set: string) => {
+      await db`${raw(`update sync_metadata.sync_jobs set ${set}`)} where job_id = ${report}`
+    }
+    await ends(`status = 'failed', finished_at = now()`)
+    await refused({report})
+    await ends(`status = 'success', finished_at = now() - interval '2 hours'`)
+    await refused({report})
+    await ends(`finished_at = now(), options = '{"dry_run": true}'`)
+    await refused({report})
+    await ends(`options = '{"dry_run": true, "direction": "two_way"}'`)
+    await refused({report: another.id})
+    const others = await send('PATCH', `/api/v1/deployments/${another.name}`, {direction: 'two_way', report})
+    isProblem(others, 409, 'SYNC_REPORT_FIRST')
+    isProblem(await send('PATCH', path, {report}), 400, 'SYNC_API_INVALID')
+    assert.equal(await direction(), 'one_way')
+
+    assert.equal((await send('PATCH', path, {direction: 'two_way', report})).body.direction, 'two_way')
+    const [{action, client_name, actor, details}] = (await audit()) as [any]
+    assert.deepEqual(
+      [action, client_name, actor, details.direction, details.report],
+      ['client.configured', name, 'api:operator', 'two_way', report],
+    )
+    // What was read may be sent back whole.
+    const {value} = (await get(document)).body
+    assert.equal((await send('PUT', document, {value})).status, 200)
+    assert.equal(
+      (await send('PUT', document, {value: {direction: 'one_way'}})).body.value.direction,
+      'one_way',
+    )
+    assert.equal((await send('PUT', document, {value: {direction: 'two_way', report}})).status, 200)
+    assert.equal(await direction(), 'two_way')
   })
 
   for (const [what, body] of [

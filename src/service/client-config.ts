@@ -94,6 +94,18 @@ export async function importClients(
     const what = present === undefined ? 'registered' : changes.length > 0 ? 'changed' : 'unchanged'
     return {client: present?.client_name ?? entry.client, what, changes, isFileMissing}
   })
+  const switched = imported.flatMap(({client, changes}, i) => {
+    const present = known.get(parseClientName(client).schema)
+    const isTwoWay = changes.includes('direction') && clients[i]?.direction === 'two_way'
+    return isTwoWay && present !== undefined && present.generation > 0n ? [client] : []
+  })
+  // A file cannot say that somebody has seen what would be written.
+  if (switched.length > 0)
+    throw new ClientConfigError(
+      switched.map(
+        client => `${client} is switched to two_way by \`owsync client direction ${client} two_way\``,
+      ),
+    )
   if (dryRun) return imported
   await pool.begin(async tx => {
     for (const [i, entry] of clients.entries()) {
@@ -102,7 +114,9 @@ export async function importClients(
       if (what === 'registered') await registerClient(tx, entry.client, {})
       const present = known.get(parseClientName(entry.client).schema)
       await changeSettings(tx, client, settingsOf(entry, present), undefined)
-      await recordAudit(tx, {actor, action: 'client.imported', client, details: {what, changes}})
+      const {direction} = entry
+      const details = {what, changes, ...(direction !== undefined && {direction})}
+      await recordAudit(tx, {actor, action: 'client.imported', client, details})
     }
   })
   return imported
