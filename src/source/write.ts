@@ -1,10 +1,11 @@
+import {randomBytes, randomInt, randomUUID} from 'node:crypto'
 import {DatabaseSync, type SQLInputValue, type StatementSync} from 'node:sqlite'
 import {pathToFileURL} from 'node:url'
 import {keyOf, keyOfRowid, keyOfUnkeyed, partsOfKey} from '../core/canonical.ts'
 import {isSameValue, RawText, type Value} from '../core/value.ts'
 import {SourceBusyError, SourceUnreadableError} from './errors.ts'
 import {ident, introspect, readSchemaVersion, type SourceSpec, type TableSpec} from './introspect.ts'
-import {errcode, explain, longestValue, type Source} from './open.ts'
+import {errcode, explain, longestValue, whenFree, type Source} from './open.ts'
 import {TableReader, type SourceRow} from './read.ts'
 
 // The only place where a source is opened for writing: for deployments that are two_way, and only while there is
@@ -48,7 +49,11 @@ export type Batch = {
   readonly left: number
 }
 
+/** Rows in the way of another, by their keys. Those that are so only if a partial index has them are `possible`. */
+export type Blockers = {readonly certain: readonly string[]; readonly possible: readonly string[]}
+
 const SQLITE_BUSY = 5
+const SQLITE_FULL = 13
 const SQLITE_TOOBIG = 18
 const SQLITE_CONSTRAINT = 19
 const SQLITE_MISMATCH = 20
@@ -79,14 +84,20 @@ export class SourceWriter implements Disposable {
   }
 
   /**
-   * Opens the file that `source` has open.
+   * Opens the file that `source` has open, as soon as the app lets it be read.
    *
-   * @throws {SourceBusyError} when it is locked or another file has its name, {SourceUnreadableError} when it cannot be
-   * written.
+   * @throws {SourceBusyError} when it stays locked, has a transaction that a crashed app has left, or another file has its
+   * name; {SourceUnreadableError} when it cannot be written.
    */
-  static open(source: Source): SourceWriter {
+  static async open(source: Source, signal: AbortSignal): Promise<SourceWriter> {
+    return await whenFree(source, () => SourceWriter.#open(source), signal)
+  }
+
+  static #open(source: Source): SourceWriter {
     let db: DatabaseSync | undefined
     try {
+      // Before there is a connection that may write: it would roll back what a crashed app has left.
+      requireSound(source.db)
       const url = pathToFileURL(source.file)
       // A file that has just gone is not made again.
       url.searchParams.set('mode', 'rw')
@@ -111,7 +122,7 @@ export class SourceWriter implements Disposable {
       return new SourceWriter(source, db, introspect(db))
     } catch (cause) {
       db?.close()
-      throw explained(source.file, cause)
+      throw isBusy(cause) ? cause : explained(source.file, cause)
     }
   }
 
@@ -126,7 +137,8 @@ export class SourceWriter implements Disposable {
   }
 
   /**
-   * Writes rows that wait for each other: all of them go, then all of them come back as they are to be, or none.
+   * Writes rows that wait for each other: all of them give up what only one row can have, then all of them get what they
+   * are to have, or none.
    *
    * @returns as {@link write}.
    */
@@ -134,9 +146,9 @@ export class SourceWriter implements Disposable {
     return this.#again(rows, refused => this.#allAtOnce(rows, refused))
   }
 
-  /** Keys of the rows that have values now which this one is to have and only one can have. */
-  blockers({table, write}: TableWrite): string[] {
-    return this.#access(table)?.blockers(write) ?? []
+  /** Which rows have values now that this one is to have and only one can have. */
+  blockers({table, write}: TableWrite): Blockers {
+    return this.#access(table)?.blockers(write) ?? {certain: [], possible: []}
   }
 
   [Symbol.dispose](): void {
@@ -207,11 +219,9 @@ export class SourceWriter implements Disposable {
     if (known !== undefined) return rows.map(() => known)
     try {
       db.exec('savepoint all_rows')
-      for (const [i, {table}] of rows.entries()) {
-        const row = found[i]
-        if (row !== undefined) this.#access(table)?.remove(row)
-      }
-      for (const [i, {table, write}] of rows.entries()) this.#access(table)?.insert(write, found[i]?.rowid)
+      for (const [i, {table, write}] of rows.entries()) this.#access(table)?.vacate(write, found[i])
+      for (const [i, {table, write}] of rows.entries())
+        if (write.values !== undefined) this.#access(table)?.put(write, found[i])
       const outcomes = rows.map(({table, write}): WriteOutcome => {
         const access = this.#access(table)
         const now = access?.find(write)
@@ -311,21 +321,38 @@ class TableAccess {
   /** @param row as it is now. */
   put(write: RowWrite, row: SourceRow | undefined): void {
     const {values} = write
-    if (row === undefined) this.insert(write, undefined)
-    else if (values === undefined) this.remove(row)
+    if (row === undefined) this.#insert(write)
+    else if (values === undefined) this.#remove(row)
     else this.#update(row, values)
   }
 
-  remove(row: SourceRow): void {
+  /**
+   * Makes room for others. A row that stays is not deleted meanwhile, which the app's triggers would take for its end: it
+   * gives up what only one row can have, for values that no row has.
+   */
+  vacate({values}: RowWrite, row: SourceRow | undefined): void {
+    if (row === undefined) return
+    if (values === undefined) {
+      this.#remove(row)
+      return
+    }
+    const unique = new Set(this.#indexes.flatMap(({parts}) => parts.map(({column}) => column)))
+    const given = this.#table.columns.flatMap(({name, generated}, i): [string, Value][] => {
+      const now = row.values[i] as Value
+      const isGiven = unique.has(name) && !generated && !isSameValue(now, values.get(name) ?? null)
+      return isGiven ? [[name, placeholder(now)]] : []
+    })
+    if (given.length > 0) this.#set(row, given)
+  }
+
+  #remove(row: SourceRow): void {
     const {where, bound} = this.#where(row)
     this.#run(`delete from ${ident(this.#table.name)} where ${where}`, bound)
   }
 
-  /** @param rowid the one that the row had. */
-  insert({key, values}: RowWrite, rowid: bigint | undefined): void {
-    if (values === undefined) return
+  #insert({key, values = new Map()}: RowWrite): void {
     const {name, rowidName, withoutRowid} = this.#table
-    const own = withoutRowid || rowidName === undefined ? undefined : (rowid ?? rowidOfKey(key, this.#table))
+    const own = withoutRowid || rowidName === undefined ? undefined : rowidOfKey(key, this.#table)
     const columns = [...values.keys()]
     const list = [...(own === undefined ? [] : [rowidName as string]), ...columns.map(ident)]
     const marks = list.map(() => 'iif(?, cast(? as text), ?)')
@@ -338,12 +365,17 @@ class TableAccess {
     )
   }
 
-  blockers({key, values}: RowWrite): string[] {
-    if (values === undefined) return []
+  get #indexes(): readonly UniqueIndex[] {
+    return (this.#unique ??= uniqueIndexes(this.#db, this.#table.name))
+  }
+
+  blockers({key, values}: RowWrite): Blockers {
     const {name, rowidName} = this.#table
-    const keys = new Set<string>()
-    for (const {parts} of (this.#unique ??= uniqueIndexes(this.#db, name))) {
-      const wanted = parts.map(({column}) => values.get(column) ?? null)
+    const certain = new Set<string>()
+    const possible = new Set<string>()
+    for (const {parts, isPartial} of values === undefined ? [] : this.#indexes) {
+      const keys = isPartial ? possible : certain
+      const wanted = parts.map(({column}) => values?.get(column) ?? null)
       if (wanted.includes(null)) continue
       const where = parts.map(({column, collation}) => {
         return `${ident(column)} is iif(?, cast(? as text), ?) collate ${ident(collation)}`
@@ -356,8 +388,9 @@ class TableAccess {
       for (const row of statement.all(...wanted.flatMap(threefold)) as unknown as Value[][])
         keys.add(keyOfRow(row, this.#table))
     }
-    keys.delete(key)
-    return [...keys]
+    certain.delete(key)
+    possible.delete(key)
+    return {certain: [...certain], possible: [...possible]}
   }
 
   /** What the row holds that it was not to hold; `undefined`: it is as it was to be. */
@@ -372,14 +405,18 @@ class TableAccess {
 
   #update(row: SourceRow, values: ReadonlyMap<string, Value>): void {
     // Only what differs: neither indexes nor triggers of other columns have anything to do.
-    const changed = this.#table.columns.flatMap(({name, generated}, i) =>
-      generated || isSameValue(row.values[i] as Value, values.get(name) ?? null) ? [] : [name],
-    )
-    if (changed.length === 0) return
+    const changed = this.#table.columns.flatMap(({name, generated}, i): [string, Value][] => {
+      const value = values.get(name) ?? null
+      return generated || isSameValue(row.values[i] as Value, value) ? [] : [[name, value]]
+    })
+    if (changed.length > 0) this.#set(row, changed)
+  }
+
+  #set(row: SourceRow, changed: readonly (readonly [column: string, value: Value])[]): void {
     const {where, bound} = this.#where(row)
-    const set = changed.map(name => `${ident(name)} = iif(?, cast(? as text), ?)`)
+    const set = changed.map(([name]) => `${ident(name)} = iif(?, cast(? as text), ?)`)
     this.#run(`update ${this.#verb} ${ident(this.#table.name)} set ${set.join(', ')} where ${where}`, [
-      ...changed.flatMap(name => threefold(values.get(name) ?? null)),
+      ...changed.flatMap(([, value]) => threefold(value)),
       ...bound,
     ])
   }
@@ -409,21 +446,41 @@ class TableAccess {
   }
 }
 
-/** A unique index over columns; of one that is partial or over expressions nobody knows here what it forbids. */
-type UniqueIndex = {readonly parts: readonly {readonly column: string; readonly collation: string}[]}
+/** A unique index over columns; of one over expressions nobody knows here what it forbids. */
+type UniqueIndex = {
+  readonly parts: readonly {readonly column: string; readonly collation: string}[]
+  /** Over some rows only; nobody knows here over which. */
+  readonly isPartial: boolean
+}
 
 function uniqueIndexes(db: DatabaseSync, table: string): UniqueIndex[] {
   const indexes = db
-    .prepare('select name from pragma_index_list(?) where "unique" = 1 and partial = 0')
-    .all(table) as {name: string}[]
-  return indexes.flatMap(({name}) => {
+    .prepare('select name, partial from pragma_index_list(?) where "unique" = 1')
+    .all(table) as {name: string; partial: 0 | 1}[]
+  return indexes.flatMap(({name, partial}) => {
     const parts = db
       .prepare(
         'select name as "column", coll as collation from pragma_index_xinfo(?) where key = 1 order by seqno',
       )
       .all(name) as {column: string | null; collation: string}[]
-    return parts.some(({column}) => column === null) ? [] : [{parts: parts as UniqueIndex['parts']}]
+    return parts.some(({column}) => column === null)
+      ? []
+      : [{parts: parts as UniqueIndex['parts'], isPartial: partial === 1}]
   })
+}
+
+/** A value of the same class that no other row has. */
+function placeholder(now: Value): Value {
+  switch (typeof now) {
+    case 'bigint':
+      return -BigInt(randomInt(2 ** 32, 2 ** 48 - 1))
+    case 'number':
+      return -randomInt(2 ** 32, 2 ** 48 - 1) - 0.5
+    case 'string':
+      return randomUUID()
+    default:
+      return now === null ? null : now instanceof RawText ? randomUUID() : randomBytes(16)
+  }
 }
 
 /** @param row the rowid, and the values of the key columns. */
@@ -473,10 +530,14 @@ function refusalOf(cause: unknown, found: SourceRow | undefined): WriteOutcome {
 /** A row that reads back otherwise than it was written. */
 class Misfit extends Error {}
 
-/** Whether nothing waits to be rolled back: a connection that only reads is told so. */
+/** Fails while something waits to be rolled back: a connection that only reads is told so. */
+function requireSound(db: DatabaseSync): void {
+  db.prepare('select 1 from sqlite_schema limit 1').get()
+}
+
 function isSound(db: DatabaseSync): boolean {
   try {
-    db.prepare('select 1 from sqlite_schema limit 1').get()
+    requireSound(db)
     return true
   } catch (cause) {
     if (errcode(cause) === SQLITE_READONLY_ROLLBACK) return false
@@ -489,7 +550,16 @@ function isBusy(cause: unknown): boolean {
 }
 
 function explained(file: string, cause: unknown): unknown {
-  if (((errcode(cause) ?? 0) & 0xff) !== SQLITE_READONLY) return explain(file, cause)
+  const code = errcode(cause) ?? 0
+  if (code === SQLITE_READONLY_ROLLBACK) return explain(file, cause)
+  if ((code & 0xff) === SQLITE_FULL)
+    return new SourceUnreadableError(
+      file,
+      `it cannot be written (${(cause as Error).message})`,
+      'Free some space on its disk; the next sync tries again.',
+      {cause},
+    )
+  if ((code & 0xff) !== SQLITE_READONLY) return explain(file, cause)
   return new SourceUnreadableError(
     file,
     `it cannot be written (${(cause as Error).message})`,

@@ -1,6 +1,6 @@
 import {SyncError} from '../core/errors.ts'
 import type {SourceSchema} from '../core/layout.ts'
-import {json, type Sql} from '../postgres/sql.ts'
+import {json, raw, type Sql} from '../postgres/sql.ts'
 
 /** One client's Open WebUI, as the control schema knows it. */
 export type Deployment = {
@@ -41,6 +41,15 @@ export class UnknownClientError extends SyncError {
   }
 }
 
+/** Of a deployment `d` that is two_way: rows that were decided and that the source does not have so. A dropped table has none. */
+export const unwritten = raw(`from sync_metadata.conflict_log c
+  where c.deployment_id = d.deployment_id and d.direction = 'two_way' and c.is_standing
+    and c.status in ('resolved', 'undone') and c.table_name in (
+      select t ->> 'target' from (
+        select s.tables from sync_metadata.source_schemas s
+        where s.deployment_id = d.deployment_id order by s.version desc limit 1
+      ) s cross join jsonb_array_elements(s.tables) t)`)
+
 /** @returns the deployment whose schema is `schemaName`, or `undefined`. Names that fold alike are one client. */
 export async function findDeployment(sql: Sql, schemaName: string): Promise<Deployment | undefined> {
   const [row] = await sql<Deployment>`
@@ -52,8 +61,7 @@ export async function findDeployment(sql: Sql, schemaName: string): Promise<Depl
       (select count(*)::int from sync_metadata.conflict_log c
         where c.deployment_id = d.deployment_id and c.status = 'pending') as "pendingConflicts",
       exists (select from sync_metadata.marked_tables(d.schema_name)) as "hasMarks",
-      direction = 'two_way' and exists (select from sync_metadata.conflict_log c
-        where c.deployment_id = d.deployment_id and c.is_standing and c.status in ('resolved', 'undone')) as "hasUnwritten",
+      exists (select ${unwritten}) as "hasUnwritten",
       config
     from sync_metadata.client_deployments d
     where schema_name = ${schemaName} and host_id = (select sync_metadata.my_host())`

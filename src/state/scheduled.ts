@@ -1,5 +1,5 @@
 import {json, type Sql, type Tx} from '../postgres/sql.ts'
-import type {Deployment} from './deployments.ts'
+import {unwritten, type Deployment} from './deployments.ts'
 
 /** A deployment as its leader needs to know it to look after it. Ages are of the database's clock. */
 export type Scheduled = Pick<
@@ -82,9 +82,7 @@ export async function countMarks(
 ): Promise<ReadonlyMap<string, bigint>> {
   const rows = await sql<{id: string; marks: bigint}>`
     select id, sync_metadata.count_marks(id) + (
-        select count(*) from sync_metadata.conflict_log c
-        where c.deployment_id = d.deployment_id and d.direction = 'two_way' and c.is_standing
-          and c.status in ('resolved', 'undone')) as marks
+        select count(*) ${unwritten}) as marks
     from unnest(${deploymentIds}::uuid[]) as t (id)
     join sync_metadata.client_deployments d on d.deployment_id = id`
   return new Map(rows.map(({id, marks}) => [id, marks]))

@@ -268,7 +268,7 @@ function decide(
     outcome: isPending ? undefined : verdict.keep,
     status: isPending ? 'pending' : 'resolved',
     isStanding,
-    editedBy: row.editedBy,
+    editedBy: row.editedBy ?? standing?.editedBy,
     resolvedBy: isPending ? undefined : court.by,
     notes: [
       ruling.reason,
@@ -286,7 +286,7 @@ function decide(
 export function refusedEntry(
   court: Court,
   layout: TableLayout,
-  {key, target}: MarkedRow,
+  {key, editedBy, target}: MarkedRow,
   {
     why,
     reason,
@@ -320,7 +320,7 @@ export function refusedEntry(
     outcome: undefined,
     status: 'pending',
     isStanding: true,
-    editedBy: undefined,
+    editedBy,
     resolvedBy: undefined,
     notes: `the source does not take it: ${reason}; a person decides`,
   }

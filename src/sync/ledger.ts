@@ -30,7 +30,11 @@ export type LedgerEntry = {
 }
 
 /** An earlier entry by which a row differs. */
-export type Standing = {readonly conflictId: string; readonly status: ConflictStatus}
+export type Standing = {
+  readonly conflictId: string
+  readonly status: ConflictStatus
+  readonly editedBy: string | undefined
+}
 
 export function newConflictId(): string {
   return randomUUID()
@@ -43,10 +47,10 @@ export async function readStandings(
   ids: readonly string[],
 ): Promise<ReadonlyMap<string, Standing>> {
   if (ids.length === 0) return new Map()
-  const rows = await sql<{id: string; status: ConflictStatus}>`
-    select conflict_id as id, status from sync_metadata.conflict_log
+  const rows = await sql<{id: string; status: ConflictStatus; by: string | null}>`
+    select conflict_id as id, status, edited_by as by from sync_metadata.conflict_log
     where deployment_id = ${deploymentId} and conflict_id = any(${ids}::uuid[])`
-  return new Map(rows.map(({id, status}) => [id, {conflictId: id, status}]))
+  return new Map(rows.map(({id, status, by}) => [id, {conflictId: id, status, editedBy: by ?? undefined}]))
 }
 
 /** Writes entries; one that is there becomes what is said now, but for when it was detected. */

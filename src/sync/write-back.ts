@@ -1,3 +1,4 @@
+import {readdirSync, rmSync} from 'node:fs'
 import {join} from 'node:path'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {rulesOf} from '../conflict/rules.ts'
@@ -12,6 +13,7 @@ import {SourceBusyError, SourceUnreadableError} from '../source/errors.ts'
 import type {Source} from '../source/open.ts'
 import type {SourceRow} from '../source/read.ts'
 import {SourceWriter, type RowWrite, type WriteOutcome} from '../source/write.ts'
+import {unwritten} from '../state/deployments.ts'
 import {lockMarked, settle} from '../target/marks.ts'
 import {
   countUnwritten,
@@ -25,7 +27,7 @@ import {
 import {digestOfRow, refusedEntry, Tally, type Court, type Written, type WrittenRow} from './conflicts.ts'
 import {cookieOf} from './cut.ts'
 import {suspicion} from './guard.ts'
-import {closeEntries, writeEntries} from './ledger.ts'
+import {closeEntries, readStandings, writeEntries} from './ledger.ts'
 import type {Sidecar} from './sidecar.ts'
 import {inStateDir, StateDirError} from './state-dir.ts'
 import type {SyncRun} from './sync.ts'
@@ -191,9 +193,7 @@ async function readState({
 }: WriteBackRun): Promise<{waits: boolean; hasCopy: boolean} | undefined> {
   const [row] = await pool<{waits: boolean; hasCopy: boolean}>`
     select coalesce(source_backup ->> 'identity' = ${source.identity}, false) as "hasCopy",
-      direction = 'two_way' and exists (
-        select from sync_metadata.conflict_log c
-        where c.deployment_id = d.deployment_id and c.is_standing and c.status in ('resolved', 'undone')) as waits
+      exists (select ${unwritten}) as waits
     from sync_metadata.client_deployments d where deployment_id = ${deployment.deploymentId}`
   return row
 }
@@ -206,6 +206,9 @@ async function keepCopy(run: WriteBackRun, signal: AbortSignal): Promise<void> {
   const file = join(folder, `${schemaName}-${new Date().toISOString().replaceAll(/[-:]|\.\d+/g, '')}.db`)
   inStateDir(folder, () => {
     makeFolder(folder)
+    // What a process that was killed has left. Nobody else copies for this client: the lock is ours.
+    for (const name of readdirSync(folder))
+      if (name.endsWith('.copying') && name.replace(/-[^-]*$/, '') === schemaName) rmSync(join(folder, name))
   })
   const bytes = await copySource(source, file, signal)
   await fenced(pool, lease, async tx => {
@@ -281,7 +284,7 @@ class Round {
 
   async write(signal: AbortSignal): Promise<void> {
     const {source, sidecar} = this.#run
-    using writer = SourceWriter.open(source)
+    using writer = await SourceWriter.open(source, signal)
     if (cookieOf(source, writer.spec) !== sidecar.noted('cookie')) {
       this.#stoppedFor = CHANGED
       return
@@ -313,8 +316,20 @@ class Round {
     if (blocked.length === 0) return
     const stuck: Item[] = []
     const plan = await this.#inTurn(writer, blocked)
-    for (let at = 0; at < plan.ordered.length; at += BATCH_ROWS)
-      stuck.push(...(await this.#send(writer, plan.ordered.slice(at, at + BATCH_ROWS), signal)))
+    // Of an index over expressions only trying tells who is in whose way: from both ends, as long as that gets on.
+    for (let rest = plan.ordered, before = Infinity; rest.length > 0; rest = rest.reverse()) {
+      if (rest.length >= before) {
+        stuck.push(...rest)
+        break
+      }
+      before = rest.length
+      const still: Item[] = []
+      for (let at = 0; at < rest.length; at += BATCH_ROWS) {
+        still.push(...(await this.#send(writer, rest.slice(at, at + BATCH_ROWS), signal)))
+        if (this.#stoppedFor !== undefined) return
+      }
+      rest = still
+    }
     for (const ring of plan.rings) {
       if (this.#stoppedFor !== undefined) return
       stuck.push(...(await this.#send(writer, ring, signal, 'together')))
@@ -338,14 +353,20 @@ class Round {
     blocked: readonly Item[],
   ): Promise<{ordered: Item[]; rings: Item[][]; hopeless: Item[]}> {
     const idOf = (layout: TableLayout, key: string) => JSON.stringify([layout.source, key])
-    const waits = new Map<string, {readonly item: Item; readonly for: Set<string>}>()
+    const waits = new Map<
+      string,
+      {readonly item: Item; readonly for: Set<string>; readonly maybe: string[]}
+    >()
     for (let at = 0; at < blocked.length; at += BATCH_ROWS)
       for (const sent of await this.#load(blocked.slice(at, at + BATCH_ROWS))) {
         const {layout, row, write} = sent
-        const keys = writer.blockers({table: layout.source, write})
-        const ids = keys.map(key => idOf(layout, key))
-        waits.set(idOf(layout, row.key), {item: itemOf(sent), for: new Set(ids)})
+        const {certain, possible} = writer.blockers({table: layout.source, write})
+        const ids = (keys: readonly string[]) => keys.map(key => idOf(layout, key))
+        const item = itemOf(sent)
+        waits.set(idOf(layout, row.key), {item, for: new Set(ids(certain)), maybe: ids(possible)})
       }
+    for (const {for: blockers, maybe} of waits.values())
+      for (const id of maybe) if (waits.has(id)) blockers.add(id)
     const hopeless: Item[] = []
     // A row that nobody moves stays in the way of those behind it.
     for (let before = Infinity; waits.size < before;) {
@@ -522,11 +543,14 @@ class Round {
       for (const layout of new Set(refusals.map(refusal => refusal.layout))) {
         const own = new Map(refusals.filter(each => each.layout === layout).map(each => [each.row.key, each]))
         const marked = await lockMarked(tx, schemaName, layout, [...own.keys()])
+        const ids = marked.flatMap(({divergedBy}) => divergedBy ?? [])
+        const standings = await readStandings(tx, deploymentId, ids)
         const decided = marked.flatMap(row => {
           const refusal = own.get(row.key) as Refusal
           // Edited since, or decided otherwise: that comes first.
           if (row.editedBy !== undefined || row.divergedBy !== refusal.row.conflictId) return []
-          return [{row, entry: refusedEntry(court, layout, row, refusal)}]
+          const editedBy = standings.get(row.divergedBy)?.editedBy
+          return [{row, entry: refusedEntry(court, layout, {...row, editedBy}, refusal)}]
         })
         await settle(
           tx,
