@@ -335,8 +335,8 @@ class Round {
       stuck.push(...(await this.#send(writer, ring, signal, 'together')))
     }
     stuck.push(...plan.hopeless)
-    // Of a queue that is longer than a round, what stands in the way may come later.
-    if (this.#stoppedFor !== undefined || (this.#isCut && this.#done > 0)) return
+    // What stands in the way may come later: in a queue that is longer than a round, or when it has been decided anew.
+    if (this.#stoppedFor !== undefined || this.#moved > 0 || (this.#isCut && this.#done > 0)) return
     await this.#refuse(
       stuck.map(item => ({
         ...item,
@@ -440,6 +440,10 @@ class Round {
   ): Promise<Item[]> {
     if (items.length === 0) return []
     let rest = await this.#load(items)
+    if (!(await this.#isTwoWay())) {
+      this.#stoppedFor = 'the client is one_way now'
+      return []
+    }
     const blocked: Item[] = []
     const refused: Refusal[] = []
     const {limits, lease} = this.#run
@@ -484,6 +488,14 @@ class Round {
     }
     await this.#refuse(refused)
     return blocked
+  }
+
+  async #isTwoWay(): Promise<boolean> {
+    const {pool, deployment} = this.#run
+    const [row] = await pool<{is: boolean}>`
+      select direction = 'two_way' as is from sync_metadata.client_deployments
+      where deployment_id = ${deployment.deploymentId}`
+    return row?.is === true
   }
 
   /** Reads what the rows are to hold; those that somebody has edited again are left to be decided anew. */

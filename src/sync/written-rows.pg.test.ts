@@ -74,6 +74,55 @@ test('no row is deleted so that values can change places', async () => {
   await s.equal()
 })
 
+test('what the app does to one of those that change places stays, and none of them is written', async () => {
+  await using s = await stage(`create table person (id text primary key, mail text unique not null, v text);
+    insert into person values ('a', 'x', 'one'), ('b', 'y', 'two')`)
+  await s.edit(`update $.person set mail = case mail when 'x' then 'y' else 'x' end`)
+  let times = 0
+  const pool = tapped(leader.host, 'w.conflict', () => {
+    // One by one, to learn who waits for whom, and together.
+    if (++times === 3) s.app.exec(`update person set v = 'app' where id = 'a'`)
+  })
+  const {written_to_source: wrote} = await s.client.sync({pool, conflictConfig: keepsTarget})
+  assert.equal(times, 3)
+  assert.deepEqual([wrote?.updated, wrote?.refused, wrote?.left], [0, 0, 2])
+  assert.deepEqual(s.rows('select * from person order by id'), [
+    {id: 'a', mail: 'x', v: 'app'},
+    {id: 'b', mail: 'y', v: 'two'},
+  ])
+  // Decided anew, the app's row keeps its value, which is in the other one's way for good now.
+  await s.client.sync()
+  assert.deepEqual(s.rows('select id, mail from person order by id'), [
+    {id: 'a', mail: 'x'},
+    {id: 'b', mail: 'y'},
+  ])
+  assert.deepEqual(
+    (await pending(s)).map(({key, type}) => [key, type]),
+    [['b', 'constraint_violation']],
+  )
+})
+
+test('what waits for a row that has moved is not given up', async () => {
+  await using s = await stage(`create table person (id text primary key, mail text unique not null, v text);
+    insert into person values ('a', 'x', 'one'), ('b', 'y', 'two')`)
+  await s.edit(`update $.person set mail = 'z' where id = 'b'`)
+  await s.edit(`update $.person set mail = 'y' where id = 'a'`)
+  let times = 0
+  const pool = tapped(leader.host, 'w.conflict', () => {
+    if (++times === 1) s.app.exec(`update person set v = 'app' where id = 'b'`)
+  })
+  const {written_to_source: wrote} = await s.client.sync({pool, conflictConfig: keepsTarget})
+  assert.deepEqual([wrote?.updated, wrote?.refused, wrote?.left], [0, 0, 2])
+  const merging = {place: 'test', document: {default_strategy: 'merge'}}
+  const then = await s.client.sync({conflictConfig: merging})
+  assert.deepEqual([then.written_to_source?.updated, then.written_to_source?.refused], [2, 0])
+  assert.deepEqual(s.rows('select * from person order by id'), [
+    {id: 'a', mail: 'y', v: 'one'},
+    {id: 'b', mail: 'z', v: 'app'},
+  ])
+  await s.equal()
+})
+
 test('columns in another order than the target has them are told right', async () => {
   await using s = await stage(`create table t (id text primary key, a text, n integer check (n < 10));
     insert into t values ('p', 'x', 1)`)
@@ -228,6 +277,48 @@ test('keys that the source’s collation takes for one are a conflict', async ()
   const [asked] = await pending(s)
   await resolveConflict(leader.host, asked!.id, {choice: 'source'}, 'test')
   await s.client.sync()
+  await s.equal()
+})
+
+test('keys of every class, and names that Postgres does not take, are found again', async () => {
+  const long = 'column_'.repeat(12)
+  await using s = await stage(`create table t (id primary key, v text) without rowid;
+    insert into t values (cast(x'610062' as text), 'x'), (cast(x'ff' as text), 'x'), (x'00ff', 'x'), (1.5, 'x'), (1, 'x'), ('1', 'x'),
+      (9223372036854775807, 'x'), (-1e300, 'x'), ('~i1;', 'x'), ('', 'x'), (x'', 'x');
+    create table "${long}" (id text primary key, "${long}" text, ctid text, _sync_hash text, "Ä" text);
+    insert into "${long}" values ('p', 'a', 'b', 'c', 'd')`)
+  const n = 11
+  await s.edit(`update $.t set v = 'y'`)
+  const {tables} = await s.client.schema()
+  const named = tables.find(({source}) => source === long)!
+  const columns = named.columns.filter(({source}) => source !== 'id').map(({target}) => `"${target}" = 'e'`)
+  await s.edit(`update $."${named.target}" set ${columns.join(', ')}`)
+  const {written_to_source: wrote} = await s.client.sync({conflictConfig: keepsTarget})
+  assert.deepEqual(wrote, {inserted: 0, updated: n + 1, deleted: 0, refused: 0, left: 0})
+  assert.deepEqual(s.rows(`select count(*) as n from t where v = 'y'`), [{n}])
+  assert.deepEqual(s.rows(`select * from "${long}"`), [
+    {id: 'p', [long]: 'e', ctid: 'e', _sync_hash: 'e', Ä: 'e'},
+  ])
+  await s.equal()
+  await s.edit(`delete from $.t`)
+  const then = await s.client.sync({conflictConfig: keepsTarget, accept: true})
+  assert.deepEqual(then.written_to_source, {inserted: 0, updated: 0, deleted: n, refused: 0, left: 0})
+  await s.equal()
+})
+
+test('switched off while rows are on their way, no transaction more begins', async () => {
+  await using s = await stage(`create table t (id integer primary key, v text);
+    insert into t with recursive n (i) as (select 1 union all select i + 1 from n where i < 200) select i, 'x' from n`)
+  await s.edit(`update $.t set v = 'edited'`)
+  let batches = 0
+  const pool = tapped(leader.host, 'w.conflict', async () => {
+    if (++batches === 2) await s.direct('one_way')
+  })
+  const {written_to_source: wrote} = await s.client.sync({pool, conflictConfig: keepsTarget})
+  assert.deepEqual([wrote?.updated, wrote?.left, wrote?.reason], [50, 150, 'the client is one_way now'])
+  assert.deepEqual(s.rows(`select count(*) as n from t where v = 'edited'`), [{n: 50}])
+  await s.direct('two_way')
+  await s.client.sync({conflictConfig: keepsTarget})
   await s.equal()
 })
 

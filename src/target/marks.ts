@@ -262,7 +262,7 @@ export async function settle(
 }
 
 /**
- * Gives rows other keys. One whose new key another row has stays as it is.
+ * Gives rows other keys. One whose new key another row has, or gets, stays as it is.
  *
  * @param moves new keys by old ones.
  * @returns the moves that were made.
@@ -277,7 +277,10 @@ export async function moveKeys(
   const table = raw(nameOf(schema, layout))
   const rows = await tx<{was: string; now: string}>`
     update ${table} t set _sync_key = m.now
-    from unnest(${[...moves.keys()]}::text[], ${[...moves.values()]}::text[]) as m (was, now)
+    from (
+      select distinct on (now) was, now
+      from unnest(${[...moves.keys()]}::text[], ${[...moves.values()]}::text[]) as m (was, now) order by now, was
+    ) m
     where t._sync_key = m.was and not exists (select from ${table} o where o._sync_key = m.now)
     returning m.was, m.now`
   return new Map(rows.map(({was, now}) => [was, now]))

@@ -279,3 +279,25 @@ test('an edit of a column that the app drops is told, and its value stays in the
   )
   await t.settled(0)
 })
+
+test.for(['source_wins', 'target_wins', 'manual'] as const)(
+  'rows that would all get one key in a table that gets one are not lost, under %s',
+  async strategy => {
+    await using t = await edited(
+      strategy,
+      `create table pref (name text, value text); ${many('pref', 'name, value', `'p' || n, 'value ' || n`)}`,
+    )
+    await t.run(`insert into $.pref (name, value) values ('same', 'one'), ('same', 'two'), ('p2', 'three')`)
+    await t.run(`update $.pref set value = 'edited' where name = 'p2' and value <> 'three'`)
+    t.app
+      .exec(`create table pref_2 (name text primary key, value text); insert into pref_2 select * from pref;
+      drop table pref; alter table pref_2 rename to pref`)
+    await t.sync()
+    const told = (await t.ledger()).map(({target}) => (target as {value?: string}).value)
+    const stands = (await t.rows('pref', 'value')).map(({value}) => value as string)
+    for (const value of ['one', 'two', 'three', 'edited'])
+      assert.ok(told.includes(value) || stands.includes(value), `${value} is gone`)
+    assert.equal((await t.sync()).mode, 'unchanged')
+    assert.equal((await t.client.deployment()).hasMarks, false)
+  },
+)
