@@ -230,6 +230,10 @@ function itemOf({layout, kind, row}: Item): Item {
   return {layout, kind, row}
 }
 
+function idOf({layout, row}: {readonly layout: TableLayout; readonly row: {readonly key: string}}): string {
+  return JSON.stringify([layout.source, row.key])
+}
+
 type Refusal = Item & Pick<Extract<WriteOutcome, {is: 'refused'}>, 'why' | 'reason' | 'found'>
 
 /** One round: from the queue to the source. */
@@ -243,7 +247,8 @@ class Round {
   /** The queue goes on behind this round. */
   #isCut = false
   #refused = 0
-  #moved = 0
+  /** Rows that are not what was decided about any more, by {@link idOf}. */
+  readonly #moved = new Set<string>()
   #stoppedFor: string | undefined
   #maxHoldMs = 0
   #busyRetries = 0
@@ -261,7 +266,8 @@ class Round {
     const all = this.#waiting.reduce((total, {rows}) => total + rows, 0)
     const left = Math.max(0, all - this.#done - this.#refused)
     const reason =
-      this.#stoppedFor ?? (this.#moved > 0 ? 'rows have changed since it was decided about them' : undefined)
+      this.#stoppedFor ??
+      (this.#moved.size > 0 ? 'rows have changed since it was decided about them' : undefined)
     return {
       inserted: sum(table => table.inserted),
       updated: sum(table => table.updated),
@@ -335,10 +341,18 @@ class Round {
       stuck.push(...(await this.#send(writer, ring, signal, 'together')))
     }
     stuck.push(...plan.hopeless)
-    // What stands in the way may come later: in a queue that is longer than a round, or when it has been decided anew.
-    if (this.#stoppedFor !== undefined || this.#moved > 0 || (this.#isCut && this.#done > 0)) return
+    // Of a queue that is longer than a round, what stands in the way may come later.
+    if (this.#stoppedFor !== undefined || (this.#isCut && this.#done > 0)) return
+    // And what has moved is decided anew first.
+    const later = new Set(this.#moved)
+    for (let before = -1; later.size > before;) {
+      before = later.size
+      for (const item of stuck)
+        if (plan.blockers.get(idOf(item))?.some(id => later.has(id))) later.add(idOf(item))
+    }
+    const refused = stuck.filter(item => !later.has(idOf(item)))
     await this.#refuse(
-      stuck.map(item => ({
+      refused.map(item => ({
         ...item,
         why: 'constraint' as const,
         reason: this.#blockedFor.get(item.row.conflictId)?.reason ?? '',
@@ -351,20 +365,24 @@ class Round {
   async #inTurn(
     writer: SourceWriter,
     blocked: readonly Item[],
-  ): Promise<{ordered: Item[]; rings: Item[][]; hopeless: Item[]}> {
-    const idOf = (layout: TableLayout, key: string) => JSON.stringify([layout.source, key])
+  ): Promise<{
+    ordered: Item[]
+    rings: Item[][]
+    hopeless: Item[]
+    blockers: ReadonlyMap<string, readonly string[]>
+  }> {
     const waits = new Map<
       string,
       {readonly item: Item; readonly for: Set<string>; readonly maybe: string[]}
     >()
     for (let at = 0; at < blocked.length; at += BATCH_ROWS)
       for (const sent of await this.#load(blocked.slice(at, at + BATCH_ROWS))) {
-        const {layout, row, write} = sent
+        const {layout, write} = sent
         const {certain, possible} = writer.blockers({table: layout.source, write})
-        const ids = (keys: readonly string[]) => keys.map(key => idOf(layout, key))
-        const item = itemOf(sent)
-        waits.set(idOf(layout, row.key), {item, for: new Set(ids(certain)), maybe: ids(possible)})
+        const ids = (keys: readonly string[]) => keys.map(key => idOf({layout, row: {key}}))
+        waits.set(idOf(sent), {item: itemOf(sent), for: new Set(ids(certain)), maybe: ids(possible)})
       }
+    const blockers = new Map([...waits].map(([id, wait]) => [id, [...wait.for, ...wait.maybe]]))
     for (const {for: blockers, maybe} of waits.values())
       for (const id of maybe) if (waits.has(id)) blockers.add(id)
     const hopeless: Item[] = []
@@ -402,7 +420,7 @@ class Round {
       if (ring.length <= RING_ROWS) rings.push(ring)
       else hopeless.push(...ring)
     }
-    return {ordered, rings, hopeless}
+    return {ordered, rings, hopeless, blockers}
   }
 
   /** Why rows are blocked, as of the last time that it was tried. */
@@ -473,7 +491,7 @@ class Round {
       for (const [i, outcome] of batch.outcomes.entries()) {
         const sent = rest[i] as Sent
         if (outcome.is === 'written') this.#note(sent, outcome.digest)
-        else if (outcome.is === 'moved') this.#moved++
+        else if (outcome.is === 'moved') this.#moved.add(idOf(sent))
         else if (outcome.is === 'refused') refused.push({...sent, ...outcome})
         else {
           blocked.push(itemOf(sent))
@@ -510,7 +528,7 @@ class Round {
       const {layout, kind, row} = item
       const target = values.get(layout)?.get(row.key)
       if (target === undefined) {
-        this.#moved++
+        this.#moved.add(idOf(item))
         return []
       }
       const isKeyed = row.parts.length > 0 && !row.parts.includes(null)
