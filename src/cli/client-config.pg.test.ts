@@ -139,6 +139,11 @@ test('a file that cannot be is refused as a whole, with everything that is wrong
     ['an unknown key', [good, {client: 'x1', colour: 'red'}], /clients\.1: .*colour/],
     ['a schedule', [good, {client: 'x1', schedule: 'often'}], /"often" says not when/],
     ['two times', [good, {client: 'x1', schedule: 'live', interval: 60}], /an interval and a schedule/],
+    [
+      'rules',
+      [good, {client: 'x1', config: {conflict_resolution: {default_strategy: 'sideways'}}}],
+      /clients\.1 \(x1\): .*default_strategy.*sideways/,
+    ],
     ['a short interval', [good, {client: 'x1', interval: 5}], /clients\.1\.interval/],
   ] as const) {
     await writeFile(file, JSON.stringify({format: 'owsync-clients', version: 1, clients}))

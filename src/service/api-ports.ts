@@ -135,6 +135,7 @@ function deploymentPorts(parts: ApiParts): ApiPorts['deployments'] {
     },
     async register({client_name: client, ...given}, caller) {
       const hasSchedule = given.sync_interval !== undefined || given.sync_schedule !== undefined
+      requireRules(parts, given)
       const settings = {...given, ...(!hasSchedule && {sync_interval: parts.defaultIntervalSeconds})}
       await pool.begin(async tx => {
         const id = await registerClient(tx, client, settings)
@@ -158,7 +159,7 @@ function deploymentPorts(parts: ApiParts): ApiPorts['deployments'] {
       documents.forget(`deployment.${clientName}`)
     },
     checkRules: rules => {
-      rulesOf(parts.conflictConfig, {name: 'this request', config: {conflict_resolution: rules}})
+      requireRules(parts, {config: {conflict_resolution: rules}})
     },
   }
 }
@@ -173,10 +174,16 @@ async function changeSettingsOf(
 ): Promise<Document> {
   const {pool, documents} = parts
   const client = clientOfKey(key)
+  requireRules(parts, change)
   if (change.direction === 'two_way' && client !== undefined) await requireReport(pool, client, report)
   return await documents.put(pool, {key, change, expected, actor: actorOf(caller)}, (tx, document) =>
     auditChange(parts, tx, caller, nameIn(document), {...change, ...(report && {report})}),
   )
+}
+
+/** Whichever way a client's own rules come: wrong ones would only show when a sync needs them. @throws {ConflictRulesError} */
+function requireRules({conflictConfig}: ApiParts, {config}: SettingsChange): void {
+  if (config?.['conflict_resolution'] != null) rulesOf(conflictConfig, {name: 'this request', config})
 }
 
 /**

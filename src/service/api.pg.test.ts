@@ -189,6 +189,25 @@ describe('deployments', () => {
     assert.equal(await direction(), 'two_way')
   })
 
+  test('take no conflict rules that are none, whichever way they come', async () => {
+    const {name} = await client()
+    const config = {conflict_resolution: {default_strategy: 'sideways'}}
+    for (const [method, path, body] of [
+      ['PATCH', `/api/v1/deployments/${name}`, {config}],
+      ['PUT', `/api/v1/deployments/${name}/conflict-config`, config],
+      ['PUT', `/api/v1/state/deployment.${name}`, {value: {config}}],
+      ['POST', '/api/v1/deployments', {client_name: 'with-bad-rules', config}],
+    ] as const) {
+      const refused = await send(method, path, body)
+      isProblem(refused, 400, 'SYNC_CONFLICT_RULES')
+      assert.match(refused.body.detail, /default_strategy.*sideways/)
+    }
+    const path = `/api/v1/deployments/${name}`
+    const good = {conflict_resolution: {default_strategy: 'manual'}}
+    assert.equal((await send('PATCH', path, {config: good})).status, 200)
+    assert.equal((await send('PATCH', path, {config: {conflict_resolution: null}})).status, 200)
+  })
+
   for (const [what, body] of [
     ['no name', {}],
     ['a bad name', {client_name: 'No Name'}],

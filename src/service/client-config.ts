@@ -1,6 +1,7 @@
 import {existsSync} from 'node:fs'
 import {isDeepStrictEqual} from 'node:util'
 import {z} from 'zod'
+import {rulesOf} from '../conflict/rules.ts'
 import {parseClientName} from '../core/client-name.ts'
 import {SyncError} from '../core/errors.ts'
 import {recordAudit} from '../postgres/audit-log.ts'
@@ -138,7 +139,7 @@ function parseClientFile(text: string): ClientFile {
       ),
     )
   const seen = new Map<string, string>()
-  const problems = parsed.data.clients.flatMap(({client, interval, schedule}, i) => {
+  const problems = parsed.data.clients.flatMap(({client, interval, schedule, config}, i) => {
     const at = `clients.${i} (${client})`
     const faults = [
       faultOf(() => {
@@ -148,6 +149,7 @@ function parseClientFile(text: string): ClientFile {
         if (before !== undefined) throw new Error(`is in it twice, as ${before} too`)
       }),
       faultOf(() => schedule != null && parseInterval(schedule)),
+      faultOf(() => config?.['conflict_resolution'] != null && rulesOf(undefined, {name: client, config})),
       interval != null && schedule != null ? 'has an interval and a schedule' : undefined,
     ]
     return faults.filter(fault => fault !== undefined).map(fault => `${at}: ${fault}`)
