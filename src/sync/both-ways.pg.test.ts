@@ -190,9 +190,14 @@ describe('while rows are on their way to the file', () => {
       if (times++ === 0) await s.edit(`update $.note set v = 'edited again' where id = 'a'`)
     })
     await s.client.sync({pool})
+    assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'one'}])
     await s.client.sync({marks: true})
     assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'edited again'}])
     await s.equal()
+    const decided = await leader.admin<{v: string}>`
+      select target_data ->> 'v' as v from sync_metadata.conflict_log
+      where deployment_id = ${(await s.client.deployment()).deploymentId} order by detected_at`
+    assert.deepEqual(decided, [{v: 'edited'}, {v: 'edited again'}])
   })
 
   test('a change of the app’s schema comes first', async () => {

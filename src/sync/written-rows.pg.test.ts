@@ -7,6 +7,7 @@ import {DatabaseSync} from 'node:sqlite'
 import {afterAll, beforeAll, describe, test} from 'vitest'
 import {bothWays, keepsTarget, notes} from '../../test/both-ways.ts'
 import {leadingHost, tapped, type LeadingHost} from '../../test/leading-host.ts'
+import type {Pool} from '../postgres/sql.ts'
 import {resolveConflict, undoConflict} from './resolve.ts'
 
 // What could go wrong on the way to a source, beside what its constraints forbid.
@@ -149,6 +150,55 @@ test('who made an edit that the source refuses stays known', async () => {
   assert.equal(all.length, 2)
   assert.equal(all[1]?.by, all[0]?.by)
   assert.ok(all[1]?.by)
+})
+
+test('an edit that comes while the source refuses the one before is decided about, and not lost', async () => {
+  await using s = await stage(
+    `create table t (id text primary key, n integer check (n < 10), v text); insert into t values ('p', 1, 'x')`,
+  )
+  await s.edit(`update $.t set n = 11`)
+  let step: 'deciding' | 'writing' | 'done' = 'deciding'
+  const writing = tapped(leader.host, 'w.conflict', () => {
+    step = 'writing'
+  })
+  const pool = new Proxy(writing, {
+    get(_, name) {
+      if (name !== 'begin') return Reflect.get(leader.host, name) as unknown
+      const begin: Pool['begin'] = async (work, options) => {
+        // It is about to be told that the row was refused.
+        if (step === 'writing') await s.edit(`update $.t set n = 9, v = 'again'`)
+        if (step === 'writing') step = 'done'
+        return await leader.host.begin(work, options)
+      }
+      return begin
+    },
+  })
+  await s.client.sync({pool, conflictConfig: keepsTarget})
+  assert.equal(step, 'done')
+  assert.deepEqual(await pending(s), [])
+  await s.client.sync({conflictConfig: keepsTarget})
+  assert.deepEqual(s.rows('select * from t'), [{id: 'p', n: 9, v: 'again'}])
+  await s.equal()
+  assert.equal((await entries(s)).length, 2)
+})
+
+test('while a cut is held back nothing is written to the file it is of', async () => {
+  const rows = Array.from({length: 300}, (_, i) => `('n${i}', 'x', 1)`).join(', ')
+  await using s = await stage(`${notes}; insert into note values ${rows}`)
+  await s.edit(`update $.note set v = 'edited' where id = 'a'; insert into $.note values ('new', 'n', 1)`)
+  s.app.exec(`delete from note where id like 'n%'`)
+  for (let n = 0; n < 2; n++) {
+    const held = await s.client.sync({conflictConfig: keepsTarget, marks: true})
+    assert.deepEqual([held.status, held.written_to_source], ['quarantined', undefined])
+    assert.deepEqual(s.rows('select id, v from note order by id'), [
+      {id: 'a', v: 'one'},
+      {id: 'b', v: 'two'},
+      {id: 'c', v: 'three'},
+    ])
+  }
+  const then = await s.client.sync({conflictConfig: keepsTarget, accept: true})
+  assert.deepEqual([then.written_to_source?.updated, then.written_to_source?.inserted], [1, 1])
+  await s.equal()
 })
 
 describe.each(['delete', 'wal'] as const)('in journal mode %s', mode => {
