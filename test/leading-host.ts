@@ -2,7 +2,7 @@ import {mkdtemp, rm} from 'node:fs/promises'
 import {join} from 'node:path'
 import {withLease, type Lease} from '../src/cluster/lease.ts'
 import type {SourceSchema} from '../src/core/layout.ts'
-import {Fragment, fragment, join as joined, raw, type Pool} from '../src/postgres/sql.ts'
+import {Fragment, fragment, join as joined, raw, type Pool, type Sql} from '../src/postgres/sql.ts'
 import {restore} from '../src/restore/restore.ts'
 import {findDeployment, findSourceSchema, type Deployment} from '../src/state/deployments.ts'
 import {lockDeployment} from '../src/sync/lock.ts'
@@ -88,8 +88,11 @@ export function interrupted(pool: Pool, {at, when}: Interruption): Pool {
   })
 }
 
-/** @returns `pool`, but before statements outside of transactions that contain `text`, `work` is done. */
-export function tapped(pool: Pool, text: string, work: () => void | Promise<void>): Pool {
+/**
+ * @returns `pool`, or a transaction, but before its statements that contain `text`, `work` is done; those of a pool's
+ * transactions are not its own.
+ */
+export function tapped<S extends Sql>(pool: S, text: string, work: () => void | Promise<void>): S {
   return new Proxy(pool, {
     apply: (_, self, given: [TemplateStringsArray | string, ...unknown[]]) => {
       const [strings, ...values] = given

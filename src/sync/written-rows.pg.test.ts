@@ -7,6 +7,7 @@ import {DatabaseSync} from 'node:sqlite'
 import {afterAll, beforeAll, describe, test} from 'vitest'
 import {bothWays, keepsTarget, notes} from '../../test/both-ways.ts'
 import {leadingHost, tapped, type LeadingHost} from '../../test/leading-host.ts'
+import {until} from '../../test/until.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {resolveConflict, undoConflict} from './resolve.ts'
 
@@ -150,6 +151,68 @@ test('who made an edit that the source refuses stays known', async () => {
   assert.equal(all.length, 2)
   assert.equal(all[1]?.by, all[0]?.by)
   assert.ok(all[1]?.by)
+})
+
+/** A pool in whose next transaction an edit begins when the row has been read, and what becomes of it is to be written. */
+function editedMeanwhile(s: Stage, sql: string): {readonly pool: Pool; readonly over: () => Promise<void>} {
+  let edit: Promise<void> | undefined
+  const settling = async () => {
+    if (edit !== undefined) return
+    let isOver = false
+    edit = s.edit(sql).finally(() => {
+      isOver = true
+    })
+    await until(async () => {
+      const [waiting] = await leader.admin`
+        select from pg_stat_activity where wait_event_type = 'Lock' and query like '%edited again%' and pid <> pg_backend_pid()`
+      return isOver || waiting !== undefined
+    })
+  }
+  const pool = new Proxy<Pool>(leader.host, {
+    get(host, name) {
+      if (name !== 'begin') return Reflect.get(host, name) as unknown
+      const begin: Pool['begin'] = (work, options) =>
+        host.begin(tx => work(tapped(tx, ' t set ', settling)), options)
+      return begin
+    },
+  })
+  return {
+    pool,
+    over: async () => {
+      assert.ok(edit, 'nothing was to be written')
+      await edit
+    },
+  }
+}
+
+test('an edit that comes while one before it is decided waits for that, and is decided next', async () => {
+  await using s = await stage(notes)
+  await s.direct('one_way')
+  await s.edit(`update $.note set v = 'edited' where id = 'a'`)
+  const {pool, over} = editedMeanwhile(s, `update $.note set v = 'edited again' where id = 'a'`)
+  await s.client.sync({pool, conflictConfig: keepsTarget})
+  await over()
+  await s.client.sync({conflictConfig: keepsTarget})
+  const decided = await leader.admin<{v: string}>`
+    select target_data ->> 'v' as v from sync_metadata.conflict_log
+    where deployment_id = ${(await s.client.deployment()).deploymentId} order by detected_at`
+  assert.deepEqual(decided, [{v: 'edited'}, {v: 'edited again'}])
+  assert.deepEqual(await s.target(`select v from $.note where id = 'a'`), [{v: 'edited again'}])
+})
+
+test('an edit that comes while a person decides about the row waits for that, and is decided next', async () => {
+  await using s = await stage(notes)
+  const conflictConfig = {place: 'test', document: {default_strategy: 'manual'}}
+  await s.edit(`update $.note set v = 'edited' where id = 'a'`)
+  await s.client.sync({conflictConfig})
+  const [asked] = await pending(s)
+  const {pool, over} = editedMeanwhile(s, `update $.note set v = 'edited again' where id = 'a'`)
+  await resolveConflict(pool, asked!.id, {choice: 'source'}, 'test')
+  await over()
+  assert.deepEqual(await s.target(`select v from $.note where id = 'a'`), [{v: 'edited again'}])
+  await s.client.sync({conflictConfig})
+  assert.equal((await pending(s)).length, 1)
+  assert.deepEqual(s.rows(`select v from note where id = 'a'`), [{v: 'one'}])
 })
 
 test('an edit that comes while the source refuses the one before is decided about, and not lost', async () => {
