@@ -48,6 +48,16 @@ export const SHORT_LEASE = {LEASE_DURATION: '3s', HEARTBEAT_INTERVAL: '700ms'}
 /** Longer than anything takes, on a machine that is busy with other things. */
 export const patient = {timeout: 60_000, interval: 50}
 
+/** What `./owsync` starts its process with: without it one keeps up to 100 MB more. */
+const launcher = {
+  flags: ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=8'],
+  environment: {
+    MALLOC_ARENA_MAX: '2',
+    MALLOC_MMAP_THRESHOLD_: '65536',
+    MALLOC_TRIM_THRESHOLD_: '131072',
+  },
+}
+
 const main = fileURLToPath(new URL('../src/main.ts', import.meta.url))
 
 /** Starts a node of the site's cluster. It goes, with its workers, at the end of its scope. */
@@ -55,12 +65,13 @@ export function startNode(site: Site, role: Role, {env, endpoint, preload}: Node
   const {cluster} = site.host
   const args =
     preload === undefined ? [] : ['--import', fileURLToPath(new URL(`./${preload}`, import.meta.url))]
-  const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', ...args, main, 'node'], {
+  const child = spawn(process.execPath, [...launcher.flags, ...args, main, 'node'], {
     stdio: ['ignore', 'inherit', 'pipe'],
     detached: true,
     env: {
       PATH: process.env['PATH'],
       NODE_COMPILE_CACHE: process.env['NODE_COMPILE_CACHE'],
+      ...launcher.environment,
       DATABASE_URL: urlOf(endpoint ?? site.host.endpoint),
       CLUSTER_NAME: cluster,
       STATE_DIR: site.stateDir,
