@@ -22,6 +22,11 @@ class Pages {
     this.#pages.set(number, page)
   }
 
+  /** The file ends before this page. */
+  cutOff(number: number): void {
+    this.#pages.delete(number)
+  }
+
   /**
    * Looks at the table whose tree begins at page 2.
    *
@@ -224,6 +229,22 @@ test('a chain that was met on another leaf, and goes back, leads to its own', ()
   pages.set(3, own)
   pages.set(4, leaf([15, 6]))
   pages.look()
+  pages.set(5, overflow(0))
+  assert.deepEqual(pages.look()?.leaves, [{page: 3, after: undefined, upTo: 10n}])
+})
+
+test('a chain that was cut off with the end of the file, and is there again, leads to its leaf', () => {
+  const pages = new Pages()
+  pages.set(2, interior(4, [3, 10]))
+  pages.set(3, leaf([5, 5]))
+  pages.set(4, leaf())
+  pages.set(5, overflow(0))
+  pages.look()
+  // While the pages are read, the app gives the end of the file back and takes it again: the leaf is what it was.
+  pages.cutOff(5)
+  pages.look()
+  // The end of a capture that the app has disturbed.
+  pages.state.unlearn([])
   pages.set(5, overflow(0))
   assert.deepEqual(pages.look()?.leaves, [{page: 3, after: undefined, upTo: 10n}])
 })

@@ -66,7 +66,7 @@ export class PageState {
     return copy
   }
 
-  /** Makes room for, or cuts down to, so many pages; new ones are unknown. */
+  /** Makes room for, or cuts down to, so many pages; new ones are unknown, and those before them in a chain bereft. */
   resize(pageCount: number): void {
     if (pageCount + 1 > this.hashes.length) {
       const length = Math.max(pageCount + 1, Math.ceil(this.hashes.length * 1.25))
@@ -77,7 +77,7 @@ export class PageState {
     for (let page = pageCount + 1; page <= this.pageCount; page++) {
       this.hashes[page] = 0n
       this.kinds[page] = 0
-      this.up[page] = 0
+      this.setUp(page, 0)
       this.touch(page)
     }
     this.pageCount = pageCount
