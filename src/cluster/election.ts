@@ -268,9 +268,12 @@ class Election {
         case 'acquire':
           await this.#acquire(session, decision.isHolderDead)
           break
-        case 'wait':
-          if (session.beatDueMs > 0) return Math.min(decision.ms, session.beatDueMs)
+        case 'wait': {
+          // Asked once: time goes on between two questions.
+          const {beatDueMs} = session
+          if (beatDueMs > 0) return Math.min(decision.ms, beatDueMs)
           await this.#beat(session)
+        }
       }
     }
   }
