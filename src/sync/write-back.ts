@@ -31,6 +31,7 @@ import {closeEntries, readStandings, writeEntries} from './ledger.ts'
 import type {Sidecar} from './sidecar.ts'
 import {inStateDir, StateDirError} from './state-dir.ts'
 import type {SyncRun} from './sync.ts'
+import {turnsOf, type Wait} from './turns.ts'
 
 // The way back, for deployments that are two_way: what was decided in Postgres, and committed there, is written to the
 // live source. Each row as a compare-and-set, so that nothing of the app's is lost; nothing is noted as done: the next
@@ -321,9 +322,10 @@ class Round {
   async #sendBlocked(writer: SourceWriter, blocked: readonly Item[], signal: AbortSignal): Promise<void> {
     if (blocked.length === 0) return
     const stuck: Item[] = []
-    const plan = await this.#inTurn(writer, blocked)
+    const waits = await this.#waits(writer, blocked)
+    const plan = turnsOf(waits, RING_ROWS)
     // Of an index over expressions only trying tells who is in whose way: from both ends, as long as that gets on.
-    for (let rest = plan.ordered, before = Infinity; rest.length > 0; rest = rest.reverse()) {
+    for (let rest = plan.ordered, before = Infinity; rest.length > 0; rest = rest.toReversed()) {
       if (rest.length >= before) {
         stuck.push(...rest)
         break
@@ -347,8 +349,10 @@ class Round {
     const later = new Set(this.#moved)
     for (let before = -1; later.size > before;) {
       before = later.size
-      for (const item of stuck)
-        if (plan.blockers.get(idOf(item))?.some(id => later.has(id))) later.add(idOf(item))
+      for (const item of stuck) {
+        const {certain = [], possible = []} = waits.get(idOf(item)) ?? {}
+        if ([...certain, ...possible].some(id => later.has(id))) later.add(idOf(item))
+      }
     }
     const refused = stuck.filter(item => !later.has(idOf(item)))
     await this.#refuse(
@@ -361,66 +365,17 @@ class Round {
     )
   }
 
-  /** Sorts blocked rows by what stands in their way now. */
-  async #inTurn(
-    writer: SourceWriter,
-    blocked: readonly Item[],
-  ): Promise<{
-    ordered: Item[]
-    rings: Item[][]
-    hopeless: Item[]
-    blockers: ReadonlyMap<string, readonly string[]>
-  }> {
-    const waits = new Map<
-      string,
-      {readonly item: Item; readonly for: Set<string>; readonly maybe: string[]}
-    >()
+  /** What stands in the way of blocked rows now, by {@link idOf}. */
+  async #waits(writer: SourceWriter, blocked: readonly Item[]): Promise<ReadonlyMap<string, Wait<Item>>> {
+    const waits = new Map<string, Wait<Item>>()
     for (let at = 0; at < blocked.length; at += BATCH_ROWS)
       for (const sent of await this.#load(blocked.slice(at, at + BATCH_ROWS))) {
         const {layout, write} = sent
         const {certain, possible} = writer.blockers({table: layout.source, write})
         const ids = (keys: readonly string[]) => keys.map(key => idOf({layout, row: {key}}))
-        waits.set(idOf(sent), {item: itemOf(sent), for: new Set(ids(certain)), maybe: ids(possible)})
+        waits.set(idOf(sent), {item: itemOf(sent), certain: ids(certain), possible: ids(possible)})
       }
-    const blockers = new Map([...waits].map(([id, wait]) => [id, [...wait.for, ...wait.maybe]]))
-    for (const {for: blockers, maybe} of waits.values())
-      for (const id of maybe) if (waits.has(id)) blockers.add(id)
-    const hopeless: Item[] = []
-    // A row that nobody moves stays in the way of those behind it.
-    for (let before = Infinity; waits.size < before;) {
-      before = waits.size
-      for (const [id, wait] of waits)
-        if ([...wait.for].some(blocker => !waits.has(blocker))) {
-          waits.delete(id)
-          hopeless.push(wait.item)
-        }
-    }
-    const ordered: Item[] = []
-    for (let before = Infinity; waits.size < before;) {
-      before = waits.size
-      for (const [id, wait] of waits)
-        if (wait.for.size === 0) {
-          waits.delete(id)
-          ordered.push(wait.item)
-          for (const other of waits.values()) other.for.delete(id)
-        }
-    }
-    const rings: Item[][] = []
-    for (const [first] of waits) {
-      const ring: Item[] = []
-      const reached = [first]
-      for (let id = reached.pop(); id !== undefined; id = reached.pop()) {
-        const wait = waits.get(id)
-        if (wait === undefined) continue
-        waits.delete(id)
-        ring.push(wait.item)
-        reached.push(...wait.for)
-        for (const [other, {for: blockers}] of waits) if (blockers.has(id)) reached.push(other)
-      }
-      if (ring.length <= RING_ROWS) rings.push(ring)
-      else hopeless.push(...ring)
-    }
-    return {ordered, rings, hopeless, blockers}
+    return waits
   }
 
   /** Why rows are blocked, as of the last time that it was tried. */

@@ -30,7 +30,13 @@ beforeAll(async () => {
   stateDir = await mkdtemp(join(tmpdir(), 'owsync-demo-'))
 })
 afterEach(async () => {
-  for (const {pid} of await processes()) process.kill(pid, 'SIGKILL')
+  for (const {pid} of await processes())
+    try {
+      process.kill(pid, 'SIGKILL')
+    } catch (error) {
+      // It has just ended by itself.
+      if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
+    }
 })
 afterAll(() => rm(stateDir, {recursive: true, force: true}))
 
