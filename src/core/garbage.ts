@@ -6,7 +6,7 @@ import {runInNewContext} from 'node:vm'
 
 /** A value, or a page of rows, is large from here on: rare enough that a collection for each two of them costs little. */
 const LARGE_BYTES = 2 * 1024 * 1024
-const COLLECT_EVERY_BYTES = 8 * 1024 * 1024
+const COLLECT_EVERY_BYTES = 4 * 1024 * 1024
 
 let collect: (() => void) | undefined
 

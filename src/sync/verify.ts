@@ -182,11 +182,14 @@ async function sumBoth(run: VerifyRun, source: Source, signal: AbortSignal): Pro
   return await basis.promise
 }
 
-/** One snapshot, for as long as it takes: a table may have any size. */
+/**
+ * One snapshot, for as long as it takes: a table may have any size. On one of the server's cores: we read the source on
+ * another one, and that takes longer.
+ */
 const readOnce: BeginOptions = {
   isolation: 'repeatable read',
   readOnly: true,
-  setLocal: {statement_timeout: '0'},
+  setLocal: {statement_timeout: '0', max_parallel_workers_per_gather: '0'},
 }
 
 async function countLive(sql: Sql, schemaName: string, {target}: TableLayout): Promise<number> {
