@@ -71,15 +71,16 @@ export async function incrementTimes(
 /** Changes and deletes messages in one commit, spread evenly over the table; other ones each time. */
 function change(app: DatabaseSync, {changed, deleted}: Change, round: number): void {
   const {last} = app.prepare('select max(rowid) as last from message').get() as {last: number}
-  const step = Math.max(1, Math.floor(last / (changed + deleted)))
+  if (last < changed + deleted) throw new Error(`the file has fewer than ${changed + deleted} messages`)
+  const step = Math.floor(last / (changed + deleted))
   // One that an earlier round has deleted, or this one chosen, gives its turn to the next one.
   const find = app.prepare('select rowid as id from message where rowid >= ? order by rowid limit 1')
-  const chosen: number[] = []
-  for (let i = 0; chosen.length < changed + deleted; i++) {
-    const from = Math.max((i * step + round) % last, (chosen.at(-1) ?? 0) + 1)
-    const row = find.get(from)
-    if (row === undefined) throw new Error(`the file has fewer than ${changed + deleted} messages`)
-    chosen.push(row['id'] as number)
+  const chosen = new Set<number>()
+  for (let at = round; chosen.size < changed + deleted; at += step) {
+    let id: number | undefined
+    for (let from = at; id === undefined || chosen.has(id); from = (id ?? 0) + 1)
+      id = (find.get(from % last) as {id: number} | undefined)?.id
+    chosen.add(id)
   }
   const update = app.prepare(
     "update message set content = content || ' (edited)', updated_at = updated_at + 1 where rowid = ?",
@@ -88,6 +89,6 @@ function change(app: DatabaseSync, {changed, deleted}: Change, round: number): v
   app.exec('begin immediate')
   const every = deleted === 0 ? Infinity : Math.floor((changed + deleted) / deleted)
   let left = deleted
-  for (const [i, id] of chosen.entries()) (i % every === 0 && left-- > 0 ? remove : update).run(id)
+  for (const [i, id] of [...chosen].entries()) (i % every === 0 && left-- > 0 ? remove : update).run(id)
   app.exec('commit')
 }

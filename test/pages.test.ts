@@ -65,6 +65,29 @@ test('a commit that is in the log, but not yet in its index, has not been seen',
   assert.deepEqual([upserts, result.comparedAll], [['note 2 ~i2;'], false])
 })
 
+test('in WAL mode pages and rows are of one state, however often the app commits meanwhile', async () => {
+  const file = join(dir, 'one-state.db')
+  using app = new DatabaseSync(file)
+  app.exec('pragma journal_mode = wal; create table note (body, flag integer)')
+  const insert = app.prepare('insert into note values (?, 1)')
+  for (let i = 0; i < 300; i++) insert.run('-'.repeat(i % 7 === 0 ? 9_000 : 40))
+  const set = app.prepare('update note set flag = flag + 1 where rowid = ?')
+  using mirror = new PageMirror(dir, file)
+  await mirror.look('pages', 'settle')
+  for (const journal of ['as it grows', 'begun anew']) {
+    set.run(100)
+    const {upserts, result} = await mirror.look('pages', 'settle', () => {
+      set.run(100)
+      set.run(200)
+      if (journal === 'begun anew') app.exec('pragma wal_checkpoint(passive)')
+    })
+    assert.deepEqual([result.consistent, result.comparedAll, upserts], [true, false, ['note 100 ~i100;']])
+    const later = await mirror.look('pages', 'settle')
+    assert.deepEqual(later.upserts, ['note 100 ~i100;', 'note 200 ~i200;'])
+  }
+  assert.equal((await mirror.look('pages', 'settle')).result.rows, 0)
+})
+
 test('a page that is what it was before its rows were read as something else is not taken for known', async () => {
   const file = join(dir, 'again.db')
   using app = new DatabaseSync(file)

@@ -8,7 +8,7 @@ import {
   type SourceSpec,
   type TableSpec,
 } from './introspect.ts'
-import {errcode, whenFree, type Source} from './open.ts'
+import {beginRead, endRead, errcode, whenFree, type Source} from './open.ts'
 import {everything, type RowidRange} from './ranges.ts'
 import {
   TableReader,
@@ -82,7 +82,8 @@ export type Suspects = readonly RowidRange[] | undefined
 /** Says where changed rows can be, before any row is read: the pages of the file fit this port. */
 export type Finder = {
   /**
-   * Looks at the file as it is now; what earlier looks of the same capture have found is kept.
+   * Looks at the file as it is now; what earlier looks of the same capture have found is kept. In WAL mode it begins
+   * the read transaction that it looks in, and leaves it open: the rows are to be read in it.
    *
    * @returns what to compare of a table, by its name: all of it, or what ascending ranges of rowids hold.
    */
@@ -109,9 +110,6 @@ export type CaptureOptions = {
 }
 
 const PASSES = 3
-
-/** How often the pages are looked at again because the app committed before the rows could be read. */
-const LOOKS = 6
 
 /** After this long, one more pass would rather meet new commits than find the app at rest. */
 const PATIENCE_MS = 5_000
@@ -155,25 +153,20 @@ async function capturePass(
   const inOneTransaction = await whenFree(source, () => isWal(source), signal)
   const pace = new Pace(source, inOneTransaction ? undefined : options.lockBudgetMs, signal)
   const versions = () => ({data: readDataVersion(db), schema: readSchemaVersion(db)})
-  let before = await whenFree(source, versions, signal)
   try {
-    let suspectsOf = await options.finder?.find(pace, inOneTransaction, signal)
-    if (inOneTransaction) {
-      // Rows are read in a transaction that begins after the last page was read, at the state that was looked at.
-      db.exec('begin')
-      for (let look = 1; options.finder !== undefined; look++) {
-        const now = versions()
-        if (now.data === before.data || look === LOOKS) break
-        db.exec('commit')
-        before = versions()
-        suspectsOf = await options.finder.find(pace, inOneTransaction, signal)
-        db.exec('begin')
-      }
-      // The app has left WAL mode meanwhile, where so long a transaction would keep it from committing.
-      if (!isWal(source)) return 'schema moved'
-    }
-    const start = inOneTransaction ? versions() : before
-    const isLate = options.finder !== undefined && start.data !== before.data
+    const before = inOneTransaction ? undefined : await whenFree(source, versions, signal)
+    const suspectsOf = await options.finder?.find(pace, inOneTransaction, signal)
+    if (inOneTransaction && !db.isTransaction)
+      await whenFree(
+        source,
+        () => {
+          beginRead(db)
+        },
+        signal,
+      )
+    // The app has left WAL mode meanwhile, where so long a transaction would keep it from committing.
+    if (inOneTransaction && !isWal(source)) return 'schema moved'
+    const start = before ?? versions()
     const spec = await whenFree(source, () => introspect(db), signal)
     if (spec.schemaVersion !== start.schema) return 'schema moved'
     const {remembered, isSameSchema} = options.begin(spec)
@@ -197,8 +190,7 @@ async function capturePass(
     if (!inOneTransaction && (await whenFree(source, () => isWal(source), signal))) return 'schema moved'
     for (const {table, reader} of read) await settleLeftovers(reader, remembered(table), options, fuzzy, pace)
     // A delete that was confirmed while the app went on is of a later instant than the rest.
-    const consistent =
-      !fuzzy && !isLate && !(await whenFree(source, () => !inOneTransaction && isDisturbed(), signal))
+    const consistent = !fuzzy && !(await whenFree(source, () => !inOneTransaction && isDisturbed(), signal))
     options.onProgress?.('', rows)
     return {
       spec,
@@ -215,7 +207,7 @@ async function capturePass(
     if (!inOneTransaction && (code === 1 || code === 17)) return 'schema moved'
     throw cause
   } finally {
-    if (db.isTransaction) db.exec('commit')
+    endRead(db)
   }
 }
 

@@ -4,7 +4,7 @@ import {backup, DatabaseSync} from 'node:sqlite'
 import {pathToFileURL} from 'node:url'
 import {SyncError} from '../core/errors.ts'
 import {isWal} from './capture.ts'
-import {whenFree, type Source} from './open.ts'
+import {beginRead, endRead, whenFree, type Source} from './open.ts'
 
 /** A copy of the source could not be made, and without one nothing is written to it. */
 export class SourceCopyError extends SyncError {
@@ -50,14 +50,14 @@ export async function copySource(source: Source, to: string, signal: AbortSignal
       await whenFree(
         source,
         () => {
-          db.exec('begin; select count(*) from sqlite_schema')
+          beginRead(db)
         },
         signal,
       )
     try {
       await copyPages(source, unfinished, isSnapshot, signal)
     } finally {
-      if (db.isTransaction) db.exec('commit')
+      endRead(db)
     }
     const bytes = proveReadable(unfinished)
     chmodSync(unfinished, 0o600)

@@ -34,6 +34,22 @@ export type Source = Disposable & {
   isReplaced(): boolean
 }
 
+/** Begins a read transaction that sees the file as it is now, or throws and begins none. */
+export function beginRead(db: DatabaseSync): void {
+  db.exec('begin')
+  try {
+    db.prepare('select 1 from sqlite_schema limit 1').get()
+  } catch (error) {
+    db.exec('rollback')
+    throw error
+  }
+}
+
+/** Ends the read transaction, if one is open. */
+export function endRead(db: DatabaseSync): void {
+  if (db.isTransaction) db.exec('commit')
+}
+
 /** How long one attempt waits inside SQLite for a lock of the app before we count it and try again. */
 const ATTEMPT_MS = 100
 

@@ -3,7 +3,7 @@ import {readDataVersion, readSchemaVersion} from './introspect.ts'
 import {whenFree, type Source} from './open.ts'
 import {LEAF_TABLE, leafCells, pageKind} from './page-format.ts'
 import {PageMap, type SuspectLeaf} from './page-map.ts'
-import {hashOf, locked, pageReader, scanPages} from './page-scan.ts'
+import {beginAtEnd, hashOf, locked, pageReader, scanPages} from './page-scan.ts'
 import {IS_LEAF, type PageState} from './page-state.ts'
 import {joined, type RowidRange} from './ranges.ts'
 
@@ -67,53 +67,50 @@ export class PageFinder implements Finder {
     this.#witnessed.clear()
     for (const page of this.#state?.bereft ?? []) this.#dirty[page] = 1
     this.#state?.bereft.clear()
-    if (isWal) db.exec('begin')
-    try {
-      const before = await whenFree(this.#source, () => readSchemaVersion(db), signal)
-      const isAt = await whenFree(this.#source, () => readDataVersion(db), signal)
-      const {schema, tables} = await whenFree(this.#source, () => this.#schema(), signal)
-      // Another schema has other trees, which may have taken over pages just as they were.
-      const known = this.#state?.schema === schema ? this.#state : undefined
-      const scanned = await scanPages(this.#source, known, pace, isWal, signal)
-      if (scanned === undefined) {
-        this.#state = undefined
-        this.#comparesAll = true
-      } else {
-        const {scan, state} = scanned
-        state.schema = schema
-        this.#state = state
-        this.#usableBytes = scan.header.usableBytes
-        for (let page = 1; page < Math.min(this.#dirty.length, scan.dirty.length); page++)
-          if (this.#dirty[page] === 1) scan.dirty[page] = 1
-        this.#dirty = scan.dirty
-        const isTooMuch = scan.dirtyCount > Math.max(FEW_DIRTY, state.pageCount * MOST_DIRTY_SHARE)
-        const map = new PageMap(scan, state, pageReader(this.#source, state))
-        for (const {name, rootPage} of tables) {
-          const steps = map.table(rootPage)
-          let step = steps.next()
-          while (step.done !== true) {
-            step = await locked(this.#source, pace, isWal, () => runFor(steps, pace.budget.ms))
-          }
-          const leaves = step.value
-          this.#add(name, leaves)
-          if (leaves === undefined) continue
-          this.#leaves.set(name, leaves)
-          // Their rows are read, so they must not stay known by what they were before, changed or not.
-          for (const leaf of leaves) this.#dirty[leaf.page] = 1
+    const end = isWal ? await whenFree(this.#source, () => beginAtEnd(this.#source), signal) : undefined
+    const before = await whenFree(this.#source, () => readSchemaVersion(db), signal)
+    const isAt = await whenFree(this.#source, () => readDataVersion(db), signal)
+    const {schema, tables} = await whenFree(this.#source, () => this.#schema(), signal)
+    // Another schema has other trees, which may have taken over pages just as they were.
+    const known = this.#state?.schema === schema ? this.#state : undefined
+    const scanned =
+      isWal && end === undefined ? undefined : await scanPages(this.#source, known, pace, end, signal)
+    if (scanned === undefined) {
+      this.#state = undefined
+      this.#comparesAll = true
+    } else {
+      const {scan, state} = scanned
+      state.schema = schema
+      this.#state = state
+      this.#usableBytes = scan.header.usableBytes
+      for (let page = 1; page < Math.min(this.#dirty.length, scan.dirty.length); page++)
+        if (this.#dirty[page] === 1) scan.dirty[page] = 1
+      this.#dirty = scan.dirty
+      const isTooMuch = scan.dirtyCount > Math.max(FEW_DIRTY, state.pageCount * MOST_DIRTY_SHARE)
+      const map = new PageMap(scan, state, pageReader(this.#source, state))
+      for (const {name, rootPage} of tables) {
+        const steps = map.table(rootPage)
+        let step = steps.next()
+        while (step.done !== true) {
+          step = await locked(this.#source, pace, isWal, () => runFor(steps, pace.budget.ms))
         }
-        map.finish()
-        // Where chains go on was read page by page: after a commit in between, that is no state of the file.
-        const isDisturbed = async () =>
-          (await whenFree(this.#source, () => readDataVersion(db), signal)) !== isAt
-        if (scan.links !== undefined && (await isDisturbed())) state.unlearn(this.#pages(() => true))
-        if (isTooMuch || scan.isFirst) this.#comparesAll = true
+        const leaves = step.value
+        this.#add(name, leaves)
+        if (leaves === undefined) continue
+        this.#leaves.set(name, leaves)
+        // Their rows are read, so they must not stay known by what they were before, changed or not.
+        for (const leaf of leaves) this.#dirty[leaf.page] = 1
       }
-      // A table whose root moved while it was walked was walked elsewhere.
-      if ((await whenFree(this.#source, () => readSchemaVersion(db), signal)) !== before)
-        this.#comparesAll = true
-    } finally {
-      if (db.isTransaction) db.exec('commit')
+      map.finish()
+      // Where chains go on was read page by page: after a commit in between, that is no state of the file.
+      const isDisturbed = async () =>
+        (await whenFree(this.#source, () => readDataVersion(db), signal)) !== isAt
+      if (scan.links !== undefined && (await isDisturbed())) state.unlearn(this.#pages(() => true))
+      if (isTooMuch || scan.isFirst) this.#comparesAll = true
     }
+    // A table whose root moved while it was walked was walked elsewhere.
+    if ((await whenFree(this.#source, () => readSchemaVersion(db), signal)) !== before)
+      this.#comparesAll = true
     return table => (this.#comparesAll ? undefined : this.#found.get(table))
   }
 

@@ -111,11 +111,16 @@ export class PageMap {
     this.#interiors.set(page, now)
     walk.interiors.push(page)
     const before = isSame ? undefined : new Set(known === undefined ? [] : [...spansOf(known)].map(nameOf))
-    for (const span of spansOf(now)) {
+    let {after} = now
+    for (const {page: child, upTo = now.upTo} of now.children) {
       // Leaves that nobody looks for are most of a table.
-      const isFresh = before?.has(nameOf(span)) === false
-      if (isFresh || !this.#isIdleLeaf(span.page))
-        yield* this.#walk(span.page, span, walk, isFresh, depth + 1)
+      const isIdle = this.#isIdleLeaf(child)
+      if (!isIdle || before !== undefined) {
+        const span = {page: child, after, upTo}
+        const isFresh = before?.has(nameOf(span)) === false
+        if (isFresh || !isIdle) yield* this.#walk(child, span, walk, isFresh, depth + 1)
+      }
+      after = upTo
     }
     yield
   }

@@ -1,7 +1,7 @@
 import {setImmediate as breathe} from 'node:timers/promises'
 import xxhash from 'xxhash-wasm'
 import type {Pace} from './capture.ts'
-import type {Source} from './open.ts'
+import {beginRead, type Source} from './open.ts'
 import {parseHeader, pageKind, type FileHeader} from './page-format.ts'
 import {MOST_PAGES, PageState} from './page-state.ts'
 import {
@@ -44,26 +44,28 @@ export type PageReader = (page: number, buffer: Buffer, bytes: number) => boolea
  * In WAL mode the caller has a read transaction open, which pins what is read here without blocking anyone; when the
  * WAL has only grown, just its new frames are read. In rollback mode every chunk is read under a lock of its own.
  *
+ * @param end where the log ends that the transaction sees, as {@link beginAtEnd} has said; absent in rollback mode.
  * @returns `undefined` when the file or its log makes no sense or is too large: digests capture it then.
  */
 export async function scanPages(
   source: Source,
   known: PageState | undefined,
   pace: Pace,
-  inTransaction: boolean,
+  end: WalEnd | undefined,
   signal: AbortSignal,
 ): Promise<{scan: PageScan; state: PageState} | undefined> {
+  const inTransaction = end !== undefined
   const sized = await locked(source, pace, inTransaction, () => readHeader(source))
   if (sized === undefined) return undefined
   const {header, fileBytes} = sized
   const {pageSize} = header
   const state = known?.pageSize === pageSize ? known : new PageState(pageSize)
   const isFirst = state !== known || state.pageCount === 0
-  const wal = inTransaction ? readWal(source, state, isFirst) : undefined
+  const wal = end === undefined ? undefined : readWal(source, state, isFirst, end)
   if (inTransaction && wal === undefined) return undefined
   if (!inTransaction) state.leaveWal()
   // An index that was made for an empty log does not know how large the file is.
-  const logged = wal?.end.pageCount ?? 0
+  const logged = end?.pageCount ?? 0
   const pageCount = logged > 0 ? logged : Math.floor(fileBytes / pageSize)
   if (pageCount > MOST_PAGES || pageCount === 0) return undefined
   state.resize(pageCount)
@@ -104,15 +106,14 @@ export async function scanPages(
 /**
  * Brings what `state` knows of the WAL up to its end.
  *
- * @returns that end and, when the log has only grown since the state was made, the pages in its new frames.
+ * @returns when the log has only grown since the state was made, the pages in its new frames.
  */
 function readWal(
   source: Source,
   state: PageState,
   isFirst: boolean,
-): {end: WalEnd; news: readonly number[] | undefined} | undefined {
-  const end = readWalEnd(source)
-  if (end === undefined) return undefined
+  end: WalEnd,
+): {news: readonly number[] | undefined} | undefined {
   const read = (buffer: Buffer, position: number) => source.readWal(buffer, position)
   const frames = (upTo: WalEnd, since?: WalPlace) => readFrames(read, state.pageSize, upTo, since)
   let known = !isFirst && isSameLog(state.wal, end) ? state.wal : undefined
@@ -129,12 +130,37 @@ function readWal(
   state.walPages = grown === undefined ? new Map(found.pages) : pages
   for (const [page, frame] of grown?.pages ?? []) state.walPages.set(page, frame)
   state.wal = found.place
-  return {end, news: grown === undefined ? undefined : [...grown.pages.keys()]}
+  return {news: grown === undefined ? undefined : [...grown.pages.keys()]}
 }
 
 function isSameLog(known: WalPlace | undefined, {salt1, salt2}: WalEnd): boolean {
   // An index that was made for an empty log has no salts: that log has no name.
   return known?.salt1 === salt1 && known.salt2 === salt2 && (salt1 !== 0 || salt2 !== 0)
+}
+
+/** How often a transaction is begun anew because the app has committed just then, which takes it less than a millisecond. */
+const MOST_BEGINS = 100
+
+/**
+ * Begins a read transaction in WAL mode, so that the raw log can be read as far as that transaction sees it.
+ *
+ * @returns where that is: SQLite takes what the index says when a transaction begins, and the index has said the same
+ * before and after. `undefined` when it never did, or makes no sense; the transaction is open all the same.
+ * @throws what SQLite throws when it cannot be begun; it is not open then.
+ */
+export function beginAtEnd(source: Source): WalEnd | undefined {
+  for (let begins = 1; ; begins++) {
+    const before = readWalEnd(source)
+    beginRead(source.db)
+    const end = readWalEnd(source)
+    if (end !== undefined && before !== undefined && isSameEnd(before, end)) return end
+    if (begins === MOST_BEGINS) return undefined
+    source.db.exec('commit')
+  }
+}
+
+function isSameEnd(a: WalEnd, b: WalEnd): boolean {
+  return a.salt1 === b.salt1 && a.salt2 === b.salt2 && a.frames === b.frames && a.pageCount === b.pageCount
 }
 
 /** A writer changes the two copies of the index's header one after the other. */

@@ -1,5 +1,5 @@
 import {isWal, Pace, type Finder, type Suspects} from '../source/capture.ts'
-import type {Source} from '../source/open.ts'
+import {endRead, type Source} from '../source/open.ts'
 import {PageFinder} from '../source/page-finder.ts'
 import type {RowidRange} from '../source/ranges.ts'
 import type {Cut} from './cut.ts'
@@ -63,7 +63,9 @@ export class Audit implements Finder {
     // A copy: what is remembered must not be newer than the rows that were read.
     const after = new PageFinder(this.#source, state.copy())
     const pace = new Pace(this.#source, lockBudgetMs, signal)
-    const later = await after.find(pace, isWal(this.#source), signal)
+    const later = await after.find(pace, isWal(this.#source), signal).finally(() => {
+      endRead(this.#source.db)
+    })
     let rows = 0
     const tables: string[] = []
     for (const [table, places] of cut.places) {

@@ -82,3 +82,37 @@ describe('rows adrift', () => {
     assert.deepEqual(sidecar.remembered('t', false).unclaimed(undefined, 10), ['key 99'])
   })
 })
+
+test('how many rows of a table are remembered is right after whatever happens to them', () => {
+  const sidecar = captured()
+  sidecar.intend('loaded', true)
+  sidecar.settle('loaded')
+  assert.equal(sidecar.count('t'), 100, 'one of them without its place')
+
+  sidecar.begin()
+  const memory = sidecar.remembered('t', false)
+  const at = (n: number) => memory.range(BigInt(n - 1), BigInt(n))[0]!
+  sidecar.remember('t', {rowid: 200n, key: 'key 200', digest: digest(1)}, false)
+  sidecar.remember('t', {rowid: 201n, key: 'key 201', digest: digest(1)}, false)
+  sidecar.remember('t', {...at(3), digest: digest(1)}, false)
+  memory.setAside(at(4))
+  memory.tombstoned('key 4')
+  memory.tombstoned('key 99')
+  sidecar.intend('changed', true)
+  sidecar.settle('changed')
+  assert.equal(sidecar.count('t'), 100)
+
+  sidecar.begin()
+  sidecar.setAdrift('t')
+  assert.equal(sidecar.count('t'), 100)
+  sidecar.abandon()
+  assert.equal(sidecar.count('t'), 100)
+
+  sidecar.beginChunk()
+  sidecar.append('t', false, [{rowid: 300n, key: 'key 300', digest: digest(1)}])
+  sidecar.commitChunk('appended')
+  assert.equal(sidecar.count('t'), 101)
+  sidecar[Symbol.dispose]()
+  using other = Sidecar.open(folder, 'one')
+  assert.equal(other.count('t'), 101, 'somebody who has to count')
+})

@@ -6,7 +6,7 @@ import {together} from '../core/together.ts'
 import type {Lease} from '../cluster/lease.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {isWal, Pace} from '../source/capture.ts'
-import {explain, fingerprint, SourceEmptyError, whenFree, type Source} from '../source/open.ts'
+import {endRead, explain, fingerprint, SourceEmptyError, whenFree, type Source} from '../source/open.ts'
 import {readDataVersion, readSchemaVersion} from '../source/introspect.ts'
 import {PageFinder} from '../source/page-finder.ts'
 import type {PageState} from '../source/page-state.ts'
@@ -437,7 +437,10 @@ async function loadAndLook(
     await finder?.find(new Pace(source, run.limits.lockBudgetMs, signal), isInWal, signal)
   }
   // In WAL mode a look needs a transaction of the connection that the load reads with.
-  if (isInWal) await look(signal)
+  if (isInWal)
+    await look(signal).finally(() => {
+      endRead(source.db)
+    })
   const loading = Promise.withResolvers<Loaded>()
   await together(
     signal,
