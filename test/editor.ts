@@ -19,7 +19,7 @@ export async function editorOf(
   await admin`${raw(`create role ${role} login password '${password}'`)}`
   await grantAccess(admin, {client, role, mode})
   const pool = connect(withChanges(admin.endpoint, {user: role, password}), {
-    max: 4,
+    max: 8,
     applicationName: 'owsync-test-editor',
   })
   return Object.assign(pool, {
