@@ -5,7 +5,7 @@ import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {afterAll, beforeAll, test} from 'vitest'
-import {fingerprint, openSource} from './open.ts'
+import {beginRead, endRead, fingerprint, openSource} from './open.ts'
 
 const {signal} = new AbortController()
 
@@ -41,3 +41,21 @@ test(
     assert.notEqual(fingerprint(file), settled)
   },
 )
+
+test('a transaction whose first read is refused by a lock is not left open, so that it can be tried again', async () => {
+  const file = join(dir, 'refused.db')
+  using app = new DatabaseSync(file)
+  app.exec('create table note (body)')
+  using source = await openSource(file, signal)
+  app.exec('begin exclusive')
+  for (let tries = 0; tries < 2; tries++)
+    assert.throws(() => {
+      beginRead(source.db)
+    }, /database is locked/)
+  assert.equal(source.db.isTransaction, false)
+  app.exec('commit')
+  beginRead(source.db)
+  assert.equal(source.db.isTransaction, true)
+  endRead(source.db)
+  assert.equal(source.db.isTransaction, false)
+})

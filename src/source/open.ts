@@ -40,7 +40,8 @@ export function beginRead(db: DatabaseSync): void {
   try {
     db.prepare('select 1 from sqlite_schema limit 1').get()
   } catch (error) {
-    db.exec('rollback')
+    // Some errors have ended it already.
+    endRead(db)
     throw error
   }
 }
