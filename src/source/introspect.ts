@@ -241,27 +241,21 @@ export function sampleClasses(
       : `${name} where ${place} in (select * from (select ${place} from ${name} order by ${place} limit ${rows})
           union all select * from (select ${place} from ${name} order by ${place} desc limit ${rows}))`
   // Only integers are read, so that neither a long value nor one that is too long is.
-  const read = (c: string, i: number) =>
-    `typeof(${c}) as t${i}, iif(typeof(${c}) = 'integer', ${c}, null) as n${i}`
-  const isExact = (n: string) => `${n} between -9007199254740992 and 9007199254740992`
-  const bits = (_: string, i: number) =>
-    [
-      `coalesce(max(n${i} in (0, 1)), 0) * ${classes.bit}`,
-      `coalesce(max(n${i} not in (0, 1) and ${isExact(`n${i}`)}), 0) * ${classes.integer}`,
-      `coalesce(max(not (${isExact(`n${i}`)})), 0) * ${classes.wideInteger}`,
-      `coalesce(max(t${i} = 'real'), 0) * ${classes.real}`,
-      `coalesce(max(t${i} = 'text'), 0) * ${classes.text}`,
-      `coalesce(max(t${i} = 'blob'), 0) * ${classes.blob}`,
-    ].join(' | ')
+  const classOf = (c: string) =>
+    `case typeof(${c}) when 'null' then 0 when 'text' then ${classes.text} when 'real' then ${classes.real}
+      when 'blob' then ${classes.blob} else case when ${c} in (0, 1) then ${classes.bit}
+      when ${c} between -9007199254740992 and 9007199254740992 then ${classes.integer}
+      else ${classes.wideInteger} end end`
   const found: number[] = []
-  // A few hundred expressions a statement: SQLite limits the columns of a result and the depth of an expression.
+  // A few hundred columns a statement: SQLite limits its length and the columns of its result.
   for (let at = 0; at < table.columns.length; at += 200) {
-    const columns = table.columns.slice(at, at + 200).map(column => ident(column.name))
-    const statement = db.prepare(
-      `select ${columns.map(bits).join(', ')} from (select ${columns.map(read).join(', ')} from ${sampled})`,
-    )
+    const columns = table.columns.slice(at, at + 200).map(column => classOf(ident(column.name)))
+    const statement = db.prepare(`select distinct ${columns.join(', ')} from ${sampled}`)
     statement.setReturnArrays(true)
-    found.push(...(statement.get() as unknown as number[]))
+    let seen = columns.map(() => 0)
+    for (const row of statement.iterate() as Iterable<unknown> as Iterable<number[]>)
+      seen = seen.map((bits, i) => bits | (row[i] ?? 0))
+    found.push(...seen)
   }
   return found
 }
