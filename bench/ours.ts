@@ -28,26 +28,15 @@ export function environmentOf({url}: Pick<Database, 'url'>, stateDir: string) {
   }
 }
 
-/** What the launcher gives Node, but for the check whether it is installed. */
-const launcher = {
-  flags: ['--disable-warning=ExperimentalWarning', '--max-semi-space-size=8'],
-  environment: {
-    MALLOC_ARENA_MAX: '2',
-    MALLOC_MMAP_THRESHOLD_: '65536',
-    MALLOC_TRIM_THRESHOLD_: '131072',
-  },
-}
-
-/** Runs `owsync` as a process of its own, as its launcher does, from Node's start to its end. */
+/** Runs `owsync` as a process of its own, from its launcher's start to its end. */
 export function owsync(
   args: readonly string[],
   database: Pick<Database, 'url'>,
   stateDir: string,
   codes: readonly number[] = [0],
 ): Promise<Run> {
-  const main = join(import.meta.dirname, '../src/main.ts')
-  const options = {env: {...environmentOf(database, stateDir), ...launcher.environment}}
-  return run(process.execPath, [...launcher.flags, main, ...args, '--json'], options, codes)
+  const launcher = join(import.meta.dirname, '../owsync')
+  return run(launcher, [...args, '--json'], {env: environmentOf(database, stateDir)}, codes)
 }
 
 /** The first load of a file, as one process. */
