@@ -1,5 +1,13 @@
 import assert from 'node:assert/strict'
-import {appendFileSync, copyFileSync, mkdtempSync, readFileSync, rmSync, statSync} from 'node:fs'
+import {
+  appendFileSync,
+  copyFileSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
@@ -193,6 +201,62 @@ for (const [what, isRestarted] of [
     const {upserts} = await mirror.look('pages', 'settle')
     assert.deepEqual(upserts, ['note 1 ~i1;', 'note 2 ~i2;'])
   })
+
+for (const isLookedAt of [false, true])
+  test(`a backup that was copied over a file is found behind the log that a killed app has left, ${isLookedAt ? 'looked at before' : 'at once'}`, async () => {
+    const [file, backup] = [join(dir, `copied-${isLookedAt}.db`), join(dir, `backup-${isLookedAt}.db`)]
+    const write = (sql: string, isKilled: boolean) => {
+      using app = new DatabaseSync(file)
+      app.exec(sql)
+      if (!isKilled) return
+      // Closed last: a reader does not write the log back.
+      using other = new DatabaseSync(file, {readOnly: true})
+      other.prepare('select * from note').all()
+      app.close()
+    }
+    write(
+      `pragma journal_mode = wal; create table note (body, flag);
+       with recursive n(i) as (select 1 union all select i + 1 from n where i < 500)
+       insert into note select printf('%.*c', 100, 'x'), 1 from n`,
+      false,
+    )
+    copyFileSync(file, backup)
+    write('update note set flag = 2', false)
+    write(`update note set flag = 3 where rowid = 500; update note set flag = 4 where rowid = 500`, true)
+    using mirror = new PageMirror(dir, file)
+    await mirror.look('pages', 'settle')
+    mirror.leave()
+    if (isLookedAt) {
+      assert.equal((await mirror.look('pages', 'settle')).result.rows, 0)
+      mirror.leave()
+    }
+    copyFileSync(backup, file)
+    const {upserts, result} = await mirror.look('pages', 'settle')
+    assert.ok(upserts.length > 450, `${upserts.length} of ${result.rows}`)
+    assert.deepEqual((await mirror.look('digests', 'settle')).upserts, [])
+  })
+
+test('behind a chain that makes no sense nothing stays unseen, also when the log only grows', async () => {
+  const file = join(dir, 'senseless.db')
+  {
+    using app = new DatabaseSync(file)
+    app.exec('pragma journal_mode = wal; create table note (body)')
+    for (const row of [1, 2]) app.prepare('insert into note values (?)').run(`${'x'.repeat(6_000)}${row}`)
+  }
+  // The last page of the first row's chain says that it goes on, which SQLite does not look at.
+  const bytes = readFileSync(file)
+  const pages = Array.from({length: bytes.length / 4096}, (_, i) => bytes.subarray(i * 4096, (i + 1) * 4096))
+  const ends = pages.filter(page => page.includes('x1') && page.readUInt32BE(0) === 0)
+  assert.equal(ends.length, 1)
+  ends[0]!.writeUInt32BE(9_999_999, 0)
+  writeFileSync(file, bytes)
+  using app = new DatabaseSync(file)
+  app.exec('pragma wal_autocheckpoint = 0; create table other (n); insert into other values (1)')
+  using mirror = new PageMirror(dir, file)
+  await mirror.look('pages', 'settle')
+  app.prepare('update note set body = ? where rowid = 2').run(`${'x'.repeat(5_990)}${'y'.repeat(10)}2`)
+  assert.deepEqual((await mirror.look('pages', 'settle')).upserts, ['note 2 ~i2;'])
+})
 
 test('rows that are read because an interior page gave them to another one are not known by an older page', async () => {
   const file = join(dir, 'spans.db')

@@ -1,6 +1,6 @@
 import {isWal, Pace} from './capture.ts'
 import {ident, introspect, type TableSpec} from './introspect.ts'
-import {whenFree, type Source} from './open.ts'
+import {beginRead, endRead, whenFree, type Source} from './open.ts'
 import {TableReader, type Position} from './read.ts'
 
 /** How many rows each table has, and whether all of them were counted at one instant. */
@@ -18,7 +18,13 @@ export async function countRows(
   const {db} = source
   const tables = new Map<string, number>()
   if (await whenFree(source, () => isWal(source), signal)) {
-    db.exec('begin')
+    await whenFree(
+      source,
+      () => {
+        beginRead(db)
+      },
+      signal,
+    )
     try {
       for (const {name} of introspect(db).tables) {
         signal.throwIfAborted()
@@ -27,7 +33,7 @@ export async function countRows(
       }
       return {tables, consistent: true}
     } finally {
-      db.exec('commit')
+      endRead(db)
     }
   }
   const pace = new Pace(source, lockBudgetMs, signal)

@@ -5,7 +5,7 @@ import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {afterAll, beforeAll, test} from 'vitest'
-import {beginRead, endRead, fingerprint, openSource} from './open.ts'
+import {beginRead, endRead, fingerprint, isSharedWith, openSource} from './open.ts'
 
 const {signal} = new AbortController()
 
@@ -58,4 +58,25 @@ test('a transaction whose first read is refused by a lock is not left open, so t
   assert.equal(source.db.isTransaction, true)
   endRead(source.db)
   assert.equal(source.db.isTransaction, false)
+})
+
+test('files made beside a source are the app’s to write when they get its owner, or may be written by others', () => {
+  const app = {uid: 1000, gid: 1000}
+  const other = {uid: 2000, gid: 2000}
+  const inGroup = {uid: 2000, gid: 1000}
+  const folder = {gid: 1000, mode: 0o40777}
+  const shared = {gid: 1000, mode: 0o42777}
+  const file = (mode: number) => ({...app, mode: 0o100000 | mode})
+  for (const [mode, where, who, expected] of [
+    [0o644, folder, {uid: 0, gid: 0}, true],
+    [0o600, folder, app, true],
+    [0o644, folder, other, false],
+    [0o666, folder, other, true],
+    [0o664, folder, other, false],
+    [0o664, folder, inGroup, true],
+    [0o664, shared, other, true],
+    [0o664, {...shared, gid: 2000}, inGroup, false],
+    [0o644, shared, inGroup, false],
+  ] as const)
+    assert.equal(isSharedWith(file(mode), where, who), expected, `${mode.toString(8)}, uid ${who.uid}`)
 })

@@ -1,5 +1,8 @@
 import {
+  accessSync,
   closeSync,
+  constants,
+  existsSync,
   fstatSync,
   openSync,
   readFileSync,
@@ -7,6 +10,7 @@ import {
   realpathSync,
   statSync,
   type BigIntStats,
+  type Stats,
 } from 'node:fs'
 import {dirname, resolve} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
@@ -25,11 +29,15 @@ export type Source = Disposable & {
   /** Reads raw bytes of the database file; the caller holds a read lock. @returns how many there were. */
   read(buffer: Buffer, position: number, bytes: number): number
   /** Reads raw bytes of the write-ahead log; 0 when there is none. */
-  readWal(buffer: Buffer, position: number): number
+  readonly readWal: (buffer: Buffer, position: number) => number
   /** Reads the first bytes of the write-ahead log's index; 0 when there is none. */
   readWalIndex(buffer: Buffer): number
+  /** Whether SQLite may write the log's index; it uses one that it may only read in another way. */
+  mayWriteIndex(): boolean
   /** Size of the database file in bytes. */
   size(): number
+  /** Another one after every write to the database file. */
+  stamp(): string
   /** Whether another file has the name now: what is known of names (fingerprint, WAL) is not of this one. */
   isReplaced(): boolean
 }
@@ -111,7 +119,12 @@ function sourceOf(file: string, seen: string, db: DatabaseSync): Source {
     read: (buffer, position, bytes) => readAll(open(), buffer, bytes, position),
     readWal: (buffer, position) => wal.read(buffer, position),
     readWalIndex: buffer => index.read(buffer, 0),
+    mayWriteIndex: () => mayWrite(`${file}-shm`),
     size: () => fstatSync(open()).size,
+    stamp: () => {
+      const {size, ctimeNs} = fstatSync(open(), {bigint: true})
+      return `${size}:${ctimeNs}`
+    },
     isReplaced: () => {
       const now = statSync(file, {bigint: true, throwIfNoEntry: false})
       return now === undefined || identityOf(now) !== seen
@@ -122,6 +135,15 @@ function sourceOf(file: string, seen: string, db: DatabaseSync): Source {
       index.close()
       if (opened !== undefined) closeSync(opened)
     },
+  }
+}
+
+function mayWrite(path: string): boolean {
+  try {
+    accessSync(path, constants.W_OK)
+    return true
+  } catch {
+    return false
   }
 }
 
@@ -276,12 +298,14 @@ function primaryCode(error: unknown): number | undefined {
 }
 
 const MAGIC = Buffer.from('SQLite format 3\0', 'latin1')
+/** Where the header says that the file is in WAL mode: the version that is needed to read it is 2 then. */
+const READ_VERSION_AT = 19
 
 /** @returns the path with its links resolved: SQLite keeps the WAL and the journal beside the real file. */
 function refuseUnfit(named: string): string {
   let file = named
   let size: number
-  const head = Buffer.alloc(MAGIC.length)
+  const head = Buffer.alloc(READ_VERSION_AT + 1)
   try {
     file = realpathSync(named)
     const stat = statSync(file)
@@ -311,8 +335,42 @@ function refuseUnfit(named: string): string {
     throw unreadable(file, cause)
   }
   if (size === 0) throw new SourceEmptyError(file)
-  if (!head.equals(MAGIC)) throw notADatabase(file)
+  if (!head.subarray(0, MAGIC.length).equals(MAGIC)) throw notADatabase(file)
+  if (head[READ_VERSION_AT] === 2 && !['-wal', '-shm'].every(suffix => existsSync(file + suffix)))
+    refuseLog(file)
   return file
+}
+
+/** Who a process acts as. */
+export type Actor = {readonly uid: number; readonly gid: number}
+
+/**
+ * Whether the app, which owns the file, may write files that SQLite makes beside it for us: they get the file's mode and,
+ * when root makes them, its owner.
+ *
+ * @param folder of the file: with the set-group-id bit it gives its group to what is made in it.
+ */
+export function isSharedWith(
+  file: Pick<Stats, 'uid' | 'gid' | 'mode'>,
+  folder: Pick<Stats, 'gid' | 'mode'>,
+  {uid, gid}: Actor,
+): boolean {
+  if (uid === 0 || uid === file.uid) return true
+  const group = (folder.mode & 0o2000) === 0 ? gid : folder.gid
+  return (file.mode & 0o002) !== 0 || ((file.mode & 0o020) !== 0 && group === file.gid)
+}
+
+/** Reading a file in WAL mode makes its log when the app has closed it: ours it must not be. */
+function refuseLog(file: string): void {
+  const [uid, gid] = [process.geteuid?.(), process.getegid?.()]
+  const folder = dirname(file)
+  if (uid === undefined || gid === undefined || !mayWrite(folder)) return
+  if (isSharedWith(statSync(file), statSync(folder), {uid, gid})) return
+  throw new SourceUnreadableError(
+    file,
+    'it is in WAL mode and its app is not running; reading it would make a log that the app could not write to',
+    'Run as the user that owns the file or as root, or start the app first.',
+  )
 }
 
 /** The file has no bytes at all; for a deployment that had rows this is a reason to quarantine. */

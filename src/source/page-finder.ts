@@ -1,15 +1,19 @@
 import type {CaptureResult, Finder, Pace, Suspects} from './capture.ts'
 import {readDataVersion, readSchemaVersion} from './introspect.ts'
-import {whenFree, type Source} from './open.ts'
+import {endRead, whenFree, type Source} from './open.ts'
 import {LEAF_TABLE, leafCells, pageKind} from './page-format.ts'
 import {PageMap, type SuspectLeaf} from './page-map.ts'
-import {beginAtEnd, hashOf, locked, pageReader, scanPages} from './page-scan.ts'
+import {hashOf, locked, pageReader, scanPages} from './page-scan.ts'
 import {IS_LEAF, type PageState} from './page-state.ts'
 import {joined, type RowidRange} from './ranges.ts'
+import {beginAtEnd} from './wal-end.ts'
 
 /** When more of the file's pages than this have changed, comparing all rows is no more work than finding them. */
 const MOST_DIRTY_SHARE = 1 / 4
 const FEW_DIRTY = 2_000
+
+/** How often a look is begun once more because the log has begun anew just then. */
+const MOST_LOGS = 5
 
 /**
  * Finds changed rows by changed pages. One capture, one finder: what an earlier look has found stays found, because the
@@ -67,15 +71,13 @@ export class PageFinder implements Finder {
     this.#witnessed.clear()
     for (const page of this.#state?.bereft ?? []) this.#dirty[page] = 1
     this.#state?.bereft.clear()
-    const end = isWal ? await whenFree(this.#source, () => beginAtEnd(this.#source), signal) : undefined
-    const before = await whenFree(this.#source, () => readSchemaVersion(db), signal)
-    const isAt = await whenFree(this.#source, () => readDataVersion(db), signal)
-    const {schema, tables} = await whenFree(this.#source, () => this.#schema(), signal)
-    // Another schema has other trees, which may have taken over pages just as they were.
-    const known = this.#state?.schema === schema ? this.#state : undefined
-    const scanned =
-      isWal && end === undefined ? undefined : await scanPages(this.#source, known, pace, end, signal)
-    if (scanned === undefined) {
+    let looked = await this.#look(pace, isWal, signal)
+    for (let logs = 1; looked.scanned === 'another log' && logs < MOST_LOGS; logs++) {
+      endRead(db)
+      looked = await this.#look(pace, isWal, signal)
+    }
+    const {before, isAt, schema, tables, scanned} = looked
+    if (scanned === undefined || scanned === 'another log') {
       this.#state = undefined
       this.#comparesAll = true
     } else {
@@ -112,6 +114,20 @@ export class PageFinder implements Finder {
     if ((await whenFree(this.#source, () => readSchemaVersion(db), signal)) !== before)
       this.#comparesAll = true
     return table => (this.#comparesAll ? undefined : this.#found.get(table))
+  }
+
+  /** Looks at the schema and at the pages; in WAL mode in a transaction that is left open. */
+  async #look(pace: Pace, isWal: boolean, signal: AbortSignal) {
+    const {db} = this.#source
+    const end = isWal ? await whenFree(this.#source, () => beginAtEnd(this.#source), signal) : undefined
+    const before = await whenFree(this.#source, () => readSchemaVersion(db), signal)
+    const isAt = await whenFree(this.#source, () => readDataVersion(db), signal)
+    const {schema, tables} = await whenFree(this.#source, () => this.#schema(), signal)
+    // Another schema has other trees, which may have taken over pages just as they were.
+    const known = this.#state?.schema === schema ? this.#state : undefined
+    const isLost = isWal && end === undefined
+    const scanned = isLost ? undefined : await scanPages(this.#source, known, pace, end, signal)
+    return {before, isAt, schema, tables, scanned}
   }
 
   witness(table: string, {after, upTo}: RowidRange, rowids: readonly bigint[]): void {

@@ -69,7 +69,10 @@ export class PageMap {
   finish(): void {
     this.#state.keepInteriors(this.#interiors)
     const {dirty} = this.#scan
-    if (this.#isSurprised) this.#state.unlearn([...dirty.keys()].filter(page => dirty[page] === 1))
+    if (!this.#isSurprised) return
+    this.#state.unlearn([...dirty.keys()].filter(page => dirty[page] === 1))
+    // Else it would look at what is new in the log alone.
+    this.#state.leaveWal()
   }
 
   /** Where a changed page hangs, if it is in the chain of a row. */

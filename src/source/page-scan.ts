@@ -1,19 +1,10 @@
-import {setImmediate as breathe} from 'node:timers/promises'
 import xxhash from 'xxhash-wasm'
 import type {Pace} from './capture.ts'
-import {beginRead, type Source} from './open.ts'
+import {beginRead, endRead, type Source} from './open.ts'
 import {parseHeader, pageKind, type FileHeader} from './page-format.ts'
 import {MOST_PAGES, PageState} from './page-state.ts'
-import {
-  FRAME_HEADER_BYTES,
-  frameOffset,
-  isFrameOf,
-  readFrames,
-  WAL_INDEX_BYTES,
-  walEnd,
-  type WalEnd,
-  type WalPlace,
-} from './wal.ts'
+import {FRAME_HEADER_BYTES, frameOffset, isFrameOf, readFrames, type WalEnd, type WalPlace} from './wal.ts'
+import {isSameFile, type SeenEnd} from './wal-end.ts'
 
 const xxh = await xxhash()
 
@@ -45,15 +36,16 @@ export type PageReader = (page: number, buffer: Buffer, bytes: number) => boolea
  * WAL has only grown, just its new frames are read. In rollback mode every chunk is read under a lock of its own.
  *
  * @param end where the log ends that the transaction sees, as {@link beginAtEnd} has said; absent in rollback mode.
- * @returns `undefined` when the file or its log makes no sense or is too large: digests capture it then.
+ * @returns `undefined` when the file makes no sense or is too large: digests capture it then; and `'another log'` when
+ * the log is not what its end says, because it has begun anew.
  */
 export async function scanPages(
   source: Source,
   known: PageState | undefined,
   pace: Pace,
-  end: WalEnd | undefined,
+  end: SeenEnd | undefined,
   signal: AbortSignal,
-): Promise<{scan: PageScan; state: PageState} | undefined> {
+): Promise<{scan: PageScan; state: PageState} | 'another log' | undefined> {
   const inTransaction = end !== undefined
   const sized = await locked(source, pace, inTransaction, () => readHeader(source))
   if (sized === undefined) return undefined
@@ -61,8 +53,8 @@ export async function scanPages(
   const {pageSize} = header
   const state = known?.pageSize === pageSize ? known : new PageState(pageSize)
   const isFirst = state !== known || state.pageCount === 0
-  const wal = end === undefined ? undefined : readWal(source, state, isFirst, end)
-  if (inTransaction && wal === undefined) return undefined
+  const wal = end === undefined ? undefined : await readWal(source, state, isFirst, end, signal)
+  if (inTransaction && wal === undefined) return 'another log'
   if (!inTransaction) state.leaveWal()
   // An index that was made for an empty log does not know how large the file is.
   const logged = end?.pageCount ?? 0
@@ -72,17 +64,22 @@ export async function scanPages(
   const marks = new Marks(state, isFirst)
   const read = pageReader(source, state)
 
+  const chunkPages = Math.min(pageCount, Math.max(1, Math.floor(CHUNK_BYTES / pageSize)))
   if (wal?.news !== undefined) {
     const buffer = Buffer.allocUnsafe(pageSize)
-    for (const page of wal.news) {
-      if (page > pageCount) continue
-      if (!read(page, buffer, pageSize)) return undefined
+    const look = (page: number) => {
+      if (page > pageCount) return true
+      if (!read(page, buffer, pageSize)) return false
       marks.look(page, buffer)
+      return true
+    }
+    for (let at = 0; at < wal.news.length; at += chunkPages) {
+      const some = wal.news.slice(at, at + chunkPages)
+      if (!(await locked(source, pace, inTransaction, () => some.every(look)))) return undefined
     }
     return {scan: marks.scan(header), state}
   }
 
-  const chunkPages = Math.min(pageCount, Math.max(1, Math.floor(CHUNK_BYTES / pageSize)))
   const chunk = Buffer.allocUnsafe(chunkPages * pageSize)
   for (let page = 1; page <= pageCount; page += chunkPages) {
     const wanted = Math.min(chunkPages, pageCount - page + 1) * pageSize
@@ -98,7 +95,6 @@ export async function scanPages(
       } else if (at + pageSize > length) continue
       marks.look(number, bytes)
     }
-    await breathe(undefined, {signal})
   }
   return {scan: marks.scan(header), state}
 }
@@ -108,70 +104,36 @@ export async function scanPages(
  *
  * @returns when the log has only grown since the state was made, the pages in its new frames.
  */
-function readWal(
+async function readWal(
   source: Source,
   state: PageState,
   isFirst: boolean,
-  end: WalEnd,
-): {news: readonly number[] | undefined} | undefined {
-  const read = (buffer: Buffer, position: number) => source.readWal(buffer, position)
-  const frames = (upTo: WalEnd, since?: WalPlace) => readFrames(read, state.pageSize, upTo, since)
-  let known = !isFirst && isSameLog(state.wal, end) ? state.wal : undefined
+  end: SeenEnd,
+  signal: AbortSignal,
+): Promise<{news: readonly number[] | undefined} | undefined> {
+  const frames = (upTo: WalEnd, since?: WalPlace) =>
+    readFrames(source.readWal, state.pageSize, upTo, since, signal)
+  const isKnown = !isFirst && isSameLog(state.wal, end) && isSameFile(state.wal.file, end)
+  let known = isKnown ? state.wal : undefined
   let pages = state.walPages
   if (known !== undefined && known.frames > 0 && pages.size === 0) {
     // Which frame holds which page is known in memory only.
-    const again = known.frames <= end.frames ? frames({...end, frames: known.frames}) : undefined
+    const again = known.frames <= end.frames ? await frames({...end, frames: known.frames}) : undefined
     pages = new Map(again?.pages)
     if (again === undefined) known = undefined
   }
-  const grown = known === undefined ? undefined : frames(end, known)
-  const found = grown ?? frames(end)
+  const grown = known === undefined ? undefined : await frames(end, known)
+  const found = grown ?? (await frames(end))
   if (found === undefined) return undefined
   state.walPages = grown === undefined ? new Map(found.pages) : pages
   for (const [page, frame] of grown?.pages ?? []) state.walPages.set(page, frame)
-  state.wal = found.place
+  state.wal = {...found.place, file: end.before}
   return {news: grown === undefined ? undefined : [...grown.pages.keys()]}
 }
 
-function isSameLog(known: WalPlace | undefined, {salt1, salt2}: WalEnd): boolean {
+function isSameLog<T extends WalPlace>(known: T | undefined, {salt1, salt2}: WalEnd): known is T {
   // An index that was made for an empty log has no salts: that log has no name.
   return known?.salt1 === salt1 && known.salt2 === salt2 && (salt1 !== 0 || salt2 !== 0)
-}
-
-/** How often a transaction is begun anew because the app has committed just then, which takes it less than a millisecond. */
-const MOST_BEGINS = 100
-
-/**
- * Begins a read transaction in WAL mode, so that the raw log can be read as far as that transaction sees it.
- *
- * @returns where that is: SQLite takes what the index says when a transaction begins, and the index has said the same
- * before and after. `undefined` when it never did, or makes no sense; the transaction is open all the same.
- * @throws what SQLite throws when it cannot be begun; it is not open then.
- */
-export function beginAtEnd(source: Source): WalEnd | undefined {
-  for (let begins = 1; ; begins++) {
-    const before = readWalEnd(source)
-    beginRead(source.db)
-    const end = readWalEnd(source)
-    if (end !== undefined && before !== undefined && isSameEnd(before, end)) return end
-    if (begins === MOST_BEGINS) return undefined
-    source.db.exec('commit')
-  }
-}
-
-function isSameEnd(a: WalEnd, b: WalEnd): boolean {
-  return a.salt1 === b.salt1 && a.salt2 === b.salt2 && a.frames === b.frames && a.pageCount === b.pageCount
-}
-
-/** A writer changes the two copies of the index's header one after the other. */
-function readWalEnd(source: Source): WalEnd | undefined {
-  const index = Buffer.alloc(WAL_INDEX_BYTES)
-  for (let tries = 0; tries < 100; tries++) {
-    if (source.readWalIndex(index) < index.length) return undefined
-    const end = walEnd(index)
-    if (end !== undefined) return end
-  }
-  return undefined
 }
 
 /** @returns a reader of single pages, to be used under a read lock. */
@@ -205,16 +167,14 @@ export async function locked<T>(
   inTransaction: boolean,
   read: () => T,
 ): Promise<T> {
-  if (inTransaction) return read()
   const {result} = await pace.read(() => {
+    if (inTransaction) return {result: read(), holdMs: 0}
     const since = performance.now()
-    source.db.exec('begin')
+    beginRead(source.db)
     try {
-      source.db.prepare('select 1 from sqlite_schema limit 1').get()
-      const result = read()
-      return {result, holdMs: performance.now() - since}
+      return {result: read(), holdMs: performance.now() - since}
     } finally {
-      source.db.exec('commit')
+      endRead(source.db)
     }
   })
   return result

@@ -1,5 +1,6 @@
 import type {Child} from './page-format.ts'
 import type {WalPlace} from './wal.ts'
+import type {FileBefore} from './wal-end.ts'
 
 /** The mark that says: the page before this one in its chain is the leaf that the row stands on. */
 export const IS_LEAF = 0x8000_0000
@@ -30,7 +31,7 @@ export class PageState {
   /** Number of the page before, with {@link IS_LEAF} when that one is a leaf; 0 for pages in no chain. */
   up: Uint32Array
   /** How far the WAL was read; `undefined` in rollback mode, and when it has to be read whole. */
-  wal: WalPlace | undefined
+  wal: (WalPlace & {readonly file: FileBefore}) | undefined
   /** Newest frame of each page in the WAL. Kept in memory only. */
   walPages = new Map<number, number>()
   /** Tables' interior pages: all rowids below one that is not known are suspects. */

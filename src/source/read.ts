@@ -10,7 +10,7 @@ import {
 import {RawText, type Value} from '../core/value.ts'
 import {SourceUnreadableError} from './errors.ts'
 import {ident, type TableSpec} from './introspect.ts'
-import {errcode, longestValue} from './open.ts'
+import {endRead, errcode, longestValue} from './open.ts'
 
 /** One row of a source, as read. `rowid` is 0 in a WITHOUT ROWID table. */
 export type SourceRow = {
@@ -80,7 +80,7 @@ export class TableReader {
     try {
       return {...read(), holdMs: performance.now() - since}
     } finally {
-      this.#db.exec('commit')
+      endRead(this.#db)
     }
   }
 

@@ -1,6 +1,8 @@
+import {setImmediate as breathe} from 'node:timers/promises'
+
 // The write-ahead log: https://sqlite.org/fileformat2.html#the_write_ahead_log
 
-/** How far a WAL is committed for everybody to see. */
+/** How far a WAL is committed for everybody to see, and how far it has been written back. */
 export type WalEnd = {
   readonly salt1: number
   readonly salt2: number
@@ -8,6 +10,12 @@ export type WalEnd = {
   readonly frames: number
   /** Pages in the database as of the last of them; 0 when nobody knows. */
   readonly pageCount: number
+  /** Commits since the index was made. */
+  readonly commits: number
+  /** Frames that are in the database file. */
+  readonly backfilled: number
+  /** Frames that are there, or are being written there. */
+  readonly attempted: number
 }
 
 /** Where a WAL is: it begins anew with other salts whenever it has been checkpointed and written again. */
@@ -24,8 +32,8 @@ export type WalPlace = {
 /** Frames of a WAL, by the page that they hold the newest version of. */
 export type WalFrames = {readonly place: WalPlace; readonly pages: ReadonlyMap<number, number>}
 
-/** Bytes of the WAL's index that say where the WAL ends. */
-export const WAL_INDEX_BYTES = 96
+/** Bytes of the WAL's index that say where the WAL ends, and what checkpoints have done. */
+export const WAL_INDEX_BYTES = 132
 const HEADER_BYTES = 32
 export const FRAME_HEADER_BYTES = 24
 
@@ -40,18 +48,37 @@ export const FRAME_HEADER_BYTES = 24
 export function walEnd(index: Buffer): WalEnd | undefined {
   const [first, second] = [index.subarray(0, 48), index.subarray(48, 96)]
   if (index.length < WAL_INDEX_BYTES || !first.equals(second) || first[12] !== 1) return undefined
-  const words = Array.from({length: 12}, (_, i) =>
-    isLittleEndianHost ? first.readUInt32LE(i * 4) : first.readUInt32BE(i * 4),
-  )
+  const word = (at: number) => (isLittleEndianHost ? index.readUInt32LE(at) : index.readUInt32BE(at))
   const [sum1, sum2] = checksum(first, 0, 40, 0, 0, !isLittleEndianHost)
-  if (words[10] !== sum1 || words[11] !== sum2) return undefined
+  if (word(40) !== sum1 || word(44) !== sum2) return undefined
   return {
     // As they are in the log: these two are not in the host's order.
     salt1: first.readUInt32BE(32),
     salt2: first.readUInt32BE(36),
-    frames: words[4] as number,
-    pageCount: words[5] as number,
+    frames: word(16),
+    pageCount: word(20),
+    commits: word(8),
+    backfilled: word(96),
+    attempted: word(128),
   }
+}
+
+/**
+ * Whether the log goes on behind its end: with a commit that is being written, with one that was never finished, or
+ * with one that this index does not know of.
+ */
+export function goesOn(
+  read: (buffer: Buffer, position: number) => number,
+  {salt1, salt2, frames}: Pick<WalEnd, 'salt1' | 'salt2' | 'frames'>,
+): boolean {
+  const header = Buffer.alloc(HEADER_BYTES)
+  if (read(header, 0) < HEADER_BYTES) return false
+  const frame = Buffer.alloc(FRAME_HEADER_BYTES)
+  if (read(frame, frameOffset(frames + 1, header.readUInt32BE(8))) < FRAME_HEADER_BYTES) return false
+  // An index that was made for an empty log does not know what this one is called.
+  const isNamed = salt1 !== 0 || salt2 !== 0
+  const [of1, of2] = isNamed ? [salt1, salt2] : [header.readUInt32BE(16), header.readUInt32BE(20)]
+  return frame.readUInt32BE(8) === of1 && frame.readUInt32BE(12) === of2
 }
 
 /** @returns the offset of a frame in the WAL: its header, then its page. Frames count from 1. */
@@ -73,12 +100,13 @@ export function isFrameOf(header: Buffer, page: number, {salt1, salt2}: WalPlace
  * @returns `undefined` when the chain does not lead from `since` to `end`: the log has begun anew, or lost frames when
  * its machine stopped.
  */
-export function readFrames(
+export async function readFrames(
   read: (buffer: Buffer, position: number) => number,
   pageSize: number,
-  end: WalEnd,
+  end: Pick<WalEnd, 'salt1' | 'salt2' | 'frames'>,
   since: WalPlace | undefined,
-): WalFrames | undefined {
+  signal: AbortSignal,
+): Promise<WalFrames | undefined> {
   const {salt1, salt2} = end
   const pages = new Map<number, number>()
   // The header of a log that has just begun anew is written with its first frame.
@@ -105,6 +133,7 @@ export function readFrames(
       if (!isChained || page === 0 || !isFrameOf(block.subarray(at), page, from)) return undefined
       pages.set(page, frame)
     }
+    if (frame <= end.frames) await breathe(undefined, {signal})
   }
   return {place: {salt1, salt2, frames: end.frames, sum1, sum2}, pages}
 }
@@ -124,7 +153,7 @@ function isEndAt(
 function readStart(
   read: (buffer: Buffer, position: number) => number,
   pageSize: number,
-  end: WalEnd,
+  end: Pick<WalEnd, 'salt1' | 'salt2'>,
 ): {place: WalPlace; isBigEndian: boolean} | undefined {
   const header = Buffer.alloc(HEADER_BYTES)
   if (read(header, 0) < HEADER_BYTES) return undefined

@@ -7,7 +7,7 @@ import {
   type SourceSpec,
   type TableSpec,
 } from '../source/introspect.ts'
-import {errcode, whenFree, type Source} from '../source/open.ts'
+import {beginRead, endRead, errcode, whenFree, type Source} from '../source/open.ts'
 import {TableReader, type Position, type RefusedRow, type SourceRow} from '../source/read.ts'
 
 /** A source while it is being read, with the schema it has. */
@@ -38,7 +38,14 @@ export async function withSnapshot<T>(
   const {db} = source
   const inOneTransaction = await whenFree(source, () => isWal(source), signal)
   const pace = new Pace(source, inOneTransaction ? undefined : lockBudgetMs, signal)
-  if (inOneTransaction) db.exec('begin')
+  if (inOneTransaction)
+    await whenFree(
+      source,
+      () => {
+        beginRead(db)
+      },
+      signal,
+    )
   try {
     const spec = await whenFree(source, () => introspect(db), signal)
     const result = await work({
@@ -68,7 +75,7 @@ export async function withSnapshot<T>(
       throw new SchemaMovedError(source.file, {cause})
     throw cause
   } finally {
-    if (db.isTransaction) db.exec('commit')
+    endRead(db)
   }
 }
 
