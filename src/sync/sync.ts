@@ -10,6 +10,7 @@ import {endRead, explain, fingerprint, SourceEmptyError, whenFree, type Source} 
 import {readDataVersion, readSchemaVersion} from '../source/introspect.ts'
 import {PageFinder} from '../source/page-finder.ts'
 import type {PageState} from '../source/page-state.ts'
+import {mayBeCommitting} from '../source/wal-end.ts'
 import {
   findDeployment,
   findSourceSchema,
@@ -246,7 +247,7 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   }
   // In this order: a commit between the two shows in the fingerprint.
   const openedAt = await whenFree(open, () => readDataVersion(open.db), signal)
-  const seenAs = fingerprint(open.file)
+  const seenAs = mayBeCommitting(open) ? undefined : fingerprint(open.file)
   const isByPages = usesPages(run, open)
   const auditAt = () => (isByPages ? auditDueAt(deployment.deploymentId, sidecar.noted('audited')) : Infinity)
   const isAuditDue = isLoaded && Date.now() >= auditAt()
