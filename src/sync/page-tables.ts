@@ -54,7 +54,8 @@ export function readPages(rows: Rows, about: string, inMemory: PageState | undef
     state.token = token
     state.schema = schema
     state.resize(pageCount)
-    state.wal = wal
+    // One that was kept without the file is not known to be that file's log.
+    if (wal?.file !== undefined) state.wal = wal as PageState['wal']
     for (const {part, bytes} of rows.all('select part, bytes from pages'))
       state.loadPart(Number(part), bytes as Uint8Array)
     const interiors = rows.all('select page, bytes from interiors')
@@ -73,5 +74,5 @@ type About = {
   readonly schema?: string | undefined
   readonly pageSize: number
   readonly pageCount: number
-  readonly wal?: PageState['wal']
+  readonly wal?: Partial<NonNullable<PageState['wal']>> | undefined
 }

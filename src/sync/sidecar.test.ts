@@ -3,6 +3,7 @@ import {mkdtempSync, rmSync} from 'node:fs'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {afterEach, beforeEach, describe, test} from 'vitest'
+import {PageState} from '../source/page-state.ts'
 import {Sidecar} from './sidecar.ts'
 
 let folder: string
@@ -115,4 +116,20 @@ test('how many rows of a table are remembered is right after whatever happens to
   sidecar[Symbol.dispose]()
   using other = Sidecar.open(folder, 'one')
   assert.equal(other.count('t'), 101, 'somebody who has to count')
+})
+
+test('a place in a log is kept with the file that it was the log of, and goes without it', () => {
+  using sidecar = Sidecar.open(folder, 'one')
+  const place = {salt1: 1, salt2: 2, frames: 3, sum1: 4, sum2: 5}
+  const file = {stamp: '6:7', commits: 8, backfilled: 1, attempted: 2}
+  const saved = (wal: object) => {
+    const state = new PageState(4096)
+    state.resize(9)
+    state.wal = wal as NonNullable<PageState['wal']>
+    sidecar.savePages(state)
+    return sidecar.loadPages(undefined)
+  }
+  assert.deepEqual(saved({...place, file})?.wal, {...place, file})
+  assert.equal(saved(place)?.pageCount, 9)
+  assert.equal(saved(place)?.wal, undefined)
 })
