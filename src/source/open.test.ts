@@ -61,14 +61,16 @@ test('a transaction whose first read is refused by a lock is not left open, so t
 })
 
 test('files made beside a source are the app’s to write when they get its owner, or may be written by others', () => {
-  const app = {uid: 1000, gid: 1000}
-  const other = {uid: 2000, gid: 2000}
-  const inGroup = {uid: 2000, gid: 1000}
+  const app = {uid: 1000, gid: 1000, mayGive: false}
+  const other = {uid: 2000, gid: 2000, mayGive: false}
+  const inGroup = {uid: 2000, gid: 1000, mayGive: false}
+  const root = {uid: 0, gid: 0, mayGive: true}
   const folder = {gid: 1000, mode: 0o40777}
   const shared = {gid: 1000, mode: 0o42777}
   const file = (mode: number) => ({...app, mode: 0o100000 | mode})
   for (const [mode, where, who, expected] of [
-    [0o644, folder, {uid: 0, gid: 0}, true],
+    [0o644, folder, root, true],
+    [0o644, folder, {...root, mayGive: false}, false],
     [0o600, folder, app, true],
     [0o644, folder, other, false],
     [0o666, folder, other, true],

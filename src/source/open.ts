@@ -342,20 +342,25 @@ function refuseUnfit(named: string): string {
 }
 
 /** Who a process acts as. */
-export type Actor = {readonly uid: number; readonly gid: number}
+export type Actor = {
+  readonly uid: number
+  readonly gid: number
+  /** Whether it may give files to others: root, unless that was taken from it. */
+  readonly mayGive: boolean
+}
 
 /**
  * Whether the app, which owns the file, may write files that SQLite makes beside it for us: they get the file's mode and,
- * when root makes them, its owner.
+ * when root makes them and may, its owner.
  *
  * @param folder of the file: with the set-group-id bit it gives its group to what is made in it.
  */
 export function isSharedWith(
   file: Pick<Stats, 'uid' | 'gid' | 'mode'>,
   folder: Pick<Stats, 'gid' | 'mode'>,
-  {uid, gid}: Actor,
+  {uid, gid, mayGive}: Actor,
 ): boolean {
-  if (uid === 0 || uid === file.uid) return true
+  if (mayGive || uid === file.uid) return true
   const group = (folder.mode & 0o2000) === 0 ? gid : folder.gid
   return (file.mode & 0o002) !== 0 || ((file.mode & 0o020) !== 0 && group === file.gid)
 }
@@ -365,12 +370,23 @@ function refuseLog(file: string): void {
   const [uid, gid] = [process.geteuid?.(), process.getegid?.()]
   const folder = dirname(file)
   if (uid === undefined || gid === undefined || !mayWrite(folder)) return
-  if (isSharedWith(statSync(file), statSync(folder), {uid, gid})) return
+  const actor = {uid, gid, mayGive: uid === 0 && mayGiveFiles()}
+  if (isSharedWith(statSync(file), statSync(folder), actor)) return
   throw new SourceUnreadableError(
     file,
     'it is in WAL mode and its app is not running; reading it would make a log that the app could not write to',
-    'Run as the user that owns the file or as root, or start the app first.',
+    'Run as the user that owns the file, or as root with CAP_CHOWN, or start the app first.',
   )
+}
+
+/** Whether root has CAP_CHOWN, the first bit of https://man7.org/linux/man-pages/man7/capabilities.7.html */
+function mayGiveFiles(): boolean {
+  try {
+    const [, effective] = /^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync('/proc/self/status', 'utf8')) ?? []
+    return effective === undefined || (BigInt(`0x${effective}`) & 1n) === 1n
+  } catch {
+    return true // Not Linux: nothing is ever taken from root.
+  }
 }
 
 /** The file has no bytes at all; for a deployment that had rows this is a reason to quarantine. */
