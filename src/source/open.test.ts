@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict'
-import {mkdtempSync, rmSync} from 'node:fs'
+import {linkSync, mkdtempSync, rmSync} from 'node:fs'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {afterAll, beforeAll, test} from 'vitest'
-import {beginRead, endRead, fingerprint, isSharedWith, openSource} from './open.ts'
+import {beginRead, endRead, fingerprint, identity, isSharedWith, openSource} from './open.ts'
 
 const {signal} = new AbortController()
 
@@ -81,4 +81,17 @@ test('files made beside a source are the app’s to write when they get its owne
     [0o644, shared, inGroup, false],
   ] as const)
     assert.equal(isSharedWith(file(mode), where, who), expected, `${mode.toString(8)}, uid ${who.uid}`)
+})
+
+test('a file in WAL mode is not read by a name that its log does not have', async () => {
+  const [file, other] = [join(dir, 'linked.db'), join(dir, 'other-name.db')]
+  using app = new DatabaseSync(file)
+  app.exec('create table note (body)')
+  linkSync(file, other)
+  using first = await openSource(other, signal)
+  assert.equal(first.identity, identity(file))
+  app.exec("pragma journal_mode = wal; insert into note values ('in the log')")
+  await assert.rejects(openSource(other, signal), /has another name/)
+  using source = await openSource(file, signal)
+  assert.equal(source.db.prepare('select count(*) as n from note').get()?.['n'], 1)
 })

@@ -24,8 +24,8 @@ export type Source = Disposable & {
   /** Which file this is; see {@link identity}. */
   readonly identity: string
   readonly db: DatabaseSync
-  /** How often a lock of the app made us wait, so far. */
-  busyRetries: number
+  /** How often a lock of the app made us wait, and the longest that one of ours was held where that keeps the app waiting, in ms, so far. */
+  readonly lock: {busyRetries: number; maxHoldMs: number}
   /** Reads raw bytes of the database file; the caller holds a read lock. @returns how many there were. */
   read(buffer: Buffer, position: number, bytes: number): number
   /** Reads raw bytes of the write-ahead log; 0 when there is none. */
@@ -115,7 +115,7 @@ function sourceOf(file: string, seen: string, db: DatabaseSync): Source {
     file,
     identity: seen,
     db,
-    busyRetries: 0,
+    lock: {busyRetries: 0, maxHoldMs: 0},
     read: (buffer, position, bytes) => readAll(open(), buffer, bytes, position),
     readWal: (buffer, position) => wal.read(buffer, position),
     readWalIndex: buffer => index.read(buffer, 0),
@@ -213,7 +213,7 @@ export async function whenFree<T>(source: Source, read: () => T, signal: AbortSi
     } catch (cause) {
       if (primaryCode(cause) !== SQLITE_BUSY || performance.now() - since > PATIENCE_MS)
         throw explain(source.file, cause)
-      source.busyRetries++
+      source.lock.busyRetries++
       await sleep(20 + Math.random() * 30, undefined, {signal})
     }
   }
@@ -304,7 +304,7 @@ const READ_VERSION_AT = 19
 /** @returns the path with its links resolved: SQLite keeps the WAL and the journal beside the real file. */
 function refuseUnfit(named: string): string {
   let file = named
-  let size: number
+  let [size, names] = [0, 1]
   const head = Buffer.alloc(READ_VERSION_AT + 1)
   try {
     file = realpathSync(named)
@@ -321,7 +321,7 @@ function refuseUnfit(named: string): string {
         'this is not a regular file',
         'Name the SQLite file, usually webui.db.',
       )
-    size = stat.size
+    ;[size, names] = [stat.size, stat.nlink]
     refuseNetwork(file)
     // Read before SQLite has the file open: closing a descriptor later would drop its locks.
     const fd = openSync(file, 'r')
@@ -336,8 +336,14 @@ function refuseUnfit(named: string): string {
   }
   if (size === 0) throw new SourceEmptyError(file)
   if (!head.subarray(0, MAGIC.length).equals(MAGIC)) throw notADatabase(file)
-  if (head[READ_VERSION_AT] === 2 && !['-wal', '-shm'].every(suffix => existsSync(file + suffix)))
-    refuseLog(file)
+  const isInWal = head[READ_VERSION_AT] === 2
+  if (isInWal && names > 1 && !existsSync(`${file}-wal`))
+    throw new SourceUnreadableError(
+      file,
+      'it is in WAL mode and has another name (a hard link), beside which its log may be',
+      'Name the file by the path that its app uses; a symbolic link to that is fine.',
+    )
+  if (isInWal && !['-wal', '-shm'].every(suffix => existsSync(file + suffix))) refuseLog(file)
   return file
 }
 
