@@ -34,6 +34,11 @@ describe('a cut goes ahead when', () => {
       'three are emptied that were little of the file',
       loss(['a', 'b', 'c'].map(name => table(name, 5, 5)).concat(table('d', 50, 0))),
     ],
+    [
+      'nearly everything is deleted, and a little comes anew',
+      loss([table('chat', 90, 90), table('tag', 5, 0)], {after: 5 + 8}),
+    ],
+    ['most of the few rows there were are others', loss([table('chat', 9, 9)], {after: 9})],
     ['another file holds at least half of the rows', loss([table('chat', 100, 50)], {isOtherFile: true})],
     ['another file lacks the few rows there were', loss([table('chat', 9, 8)], {isOtherFile: true})],
     ['an upgrade deletes', loss([table('chat', 1_000, 900)], {revision: 'forward'})],
@@ -80,6 +85,11 @@ describe('a person is asked when', () => {
       'three tables are emptied that were most of the file',
       loss([table('a', 60, 60), table('b', 60, 60), table('c', 60, 60), table('d', 9, 0)]),
       /180 of 189 rows are gone, all of a, b, c: .*another client/,
+    ],
+    [
+      'nearly all rows are gone, and others stand in their place',
+      loss([table('chat', 90, 90), table('tag', 90, 90), table('config', 1, 0)], {after: 1 + 20}),
+      /180 of 181 rows are gone and 20 others have come: .*another client/,
     ],
     [
       'many tables lose rows: the first few are named',

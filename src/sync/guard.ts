@@ -45,9 +45,14 @@ export function suspicion(loss: Loss, guard: DeleteGuard): string | undefined {
   const deleted = sum(loss.tables.map(table => table.deleted))
   if (loss.isOtherFile && before >= 10 && deleted > before / 2)
     return `this is another file than at the last sync, and ${deleted} of ${before} rows are not in it`
+  if (deleted < before * 0.8) return undefined
   const emptied = loss.tables.filter(table => table.before > 0 && table.deleted === table.before)
-  if (emptied.length >= 3 && deleted >= before * 0.8)
+  if (emptied.length >= 3)
     return `${deleted} of ${before} rows are gone, all of ${listed(emptied.map(table => table.table))}: this looks like another client's file`
+  // Who deletes nearly everything does not at once make as much anew. A file copied over another one has its inode.
+  const others = loss.after - (before - deleted)
+  if (before >= 10 && others >= Math.max(3, deleted / 10))
+    return `${deleted} of ${before} rows are gone and ${others} others have come: this looks like another client's file`
   return undefined
 }
 
