@@ -19,10 +19,11 @@ export function countSync(
   metrics.syncOperations.inc({client, status})
   metrics.conflictsUnresolved.set({client}, conflicts.pending)
   if (status === 'success' || status === 'unchanged') metrics.lastSync.set({client}, Date.now() / 1_000)
+  // Behind the gate nothing was read: the last lock is still the last one.
+  if (lock.max_hold_ms > 0) metrics.lockHold.set({client}, lock.max_hold_ms / 1_000)
+  metrics.lockBusy.inc({client}, lock.busy_retries)
   if (status === 'unchanged') return
   metrics.syncDuration.observe({client}, ms / 1_000)
-  metrics.lockHold.set({client}, lock.max_hold_ms / 1_000)
-  metrics.lockBusy.inc({client}, lock.busy_retries)
   for (const {table, code, rows} of details?.refused ?? [])
     metrics.syncRowsFailed.inc({client, table, error_type: code}, rows)
   for (const {table, type, strategy, status, count, ms} of decisions ?? []) {

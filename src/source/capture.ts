@@ -71,7 +71,6 @@ export type CaptureResult = {
   readonly comparedAll: boolean
   /** Whether all rows of any table were compared for which a finder might have had less. */
   readonly comparedTables: boolean
-  readonly maxHoldMs: number
   /** Of this connection, when the rows were read; with `consistent`, it was the same all the while. */
   readonly dataVersion: bigint
 }
@@ -169,7 +168,7 @@ async function capturePass(
     const start = before ?? versions()
     const spec = await whenFree(source, () => introspect(db), signal)
     if (spec.schemaVersion !== start.schema) return 'schema moved'
-    const {remembered, isSameSchema} = options.begin(spec)
+    const {remembered, isSameSchema} = await whenFree(source, () => options.begin(spec), signal)
     let rows = 0
     let comparedAll = true
     let comparedTables = false
@@ -198,7 +197,6 @@ async function capturePass(
       rows,
       comparedAll,
       comparedTables,
-      maxHoldMs: pace.maxHoldMs,
       dataVersion: start.data,
     }
   } catch (cause) {
@@ -226,7 +224,6 @@ export function nextRest(restMs: number, wasRefused: boolean): number {
 
 /** Keeps reads short enough for the app and for the rest of this process. */
 export class Pace {
-  maxHoldMs = 0
   readonly #source: Source
   readonly #lockBudgetMs: number | undefined
   readonly #signal: AbortSignal
@@ -259,19 +256,20 @@ export class Pace {
       if (rest >= 1) await sleep(Math.ceil(rest), undefined, {signal: this.#signal})
       this.#owedMs = rest >= 1 ? 0 : Math.max(0, this.#owedMs - idleMs)
     }
-    const refused = this.#source.busyRetries
+    const {lock} = this.#source
+    const refused = lock.busyRetries
     let since = 0
     const timed = () => {
       since = performance.now()
       return read()
     }
     const result = await whenFree(this.#source, timed, this.#signal)
-    this.#restMs = nextRest(this.#restMs, this.#source.busyRetries > refused)
+    this.#restMs = nextRest(this.#restMs, lock.busyRetries > refused)
     // What was done with the rows after the lock was let go has been the app's time already.
     this.#endedAt = since + result.holdMs
     this.#garbage.note(result.bytes ?? 0)
     this.#owedMs += result.holdMs / 2
-    if (this.#lockBudgetMs !== undefined) this.maxHoldMs = Math.max(this.maxHoldMs, result.holdMs)
+    if (this.#lockBudgetMs !== undefined) lock.maxHoldMs = Math.max(lock.maxHoldMs, result.holdMs)
     return result
   }
 }

@@ -5,8 +5,12 @@ import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {setImmediate as nextTurn} from 'node:timers/promises'
 import {test} from 'vitest'
-import {nextRest, Pace} from './capture.ts'
+import {spawn} from 'node:child_process'
+import {once} from 'node:events'
+import {capture, nextRest, Pace, type Remembered} from './capture.ts'
+import {introspect} from './introspect.ts'
 import {openSource} from './open.ts'
+import {TableReader} from './read.ts'
 
 for (const [what, restMs, wasRefused, expected] of [
   ['nobody was in the way', 0, false, 0],
@@ -36,9 +40,9 @@ test('reads that the app refuses come further apart', async () => {
     }
     for (let i = 0; i < 3; i++) {
       app.exec('begin exclusive')
-      const before = source.busyRetries
+      const before = source.lock.busyRetries
       const waiting = pace.read(read)
-      while (source.busyRetries === before) await nextTurn()
+      while (source.lock.busyRetries === before) await nextTurn()
       app.exec('commit')
       await waiting
     }
@@ -50,3 +54,102 @@ test('reads that the app refuses come further apart', async () => {
     await rm(folder, {recursive: true, force: true})
   }
 })
+
+test('while SQLite waits for the app’s lock we hold none', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'owsync-pace-'))
+  try {
+    const file = join(folder, 'webui.db')
+    {
+      using app = new DatabaseSync(file)
+      app.exec("create table t (x); insert into t values ('a'), ('b'), ('c')")
+    }
+    using source = await openSource(file, new AbortController().signal)
+    const [table] = introspect(source.db).tables
+    assert.ok(table)
+    const reader = new TableReader(source.db, table)
+    // A process of its own lets go of its lock while this one waits within SQLite.
+    const app = spawn(
+      process.execPath,
+      [
+        '--disable-warning=ExperimentalWarning',
+        '--input-type=module',
+        '-e',
+        `import {DatabaseSync} from 'node:sqlite'
+         const db = new DatabaseSync(process.argv[1])
+         db.exec('begin exclusive')
+         process.stdout.write('locked')
+         Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 70)
+         db.exec('commit')`,
+        file,
+      ],
+      {stdio: ['ignore', 'pipe', 'inherit']},
+    )
+    const ended = once(app, 'close')
+    await once(app.stdout, 'data')
+    const since = performance.now()
+    const page = reader.page(undefined, {ms: 12, bytes: 1_000, rows: 100})
+    const took = performance.now() - since
+    await ended
+    assert.equal(page.rows.length, 3, 'the wait is no part of the budget either')
+    assert.ok(took > 20 && page.holdMs < took / 2, `${page.holdMs} of ${took} ms`)
+  } finally {
+    await rm(folder, {recursive: true, force: true})
+  }
+})
+
+test('the longest lock of all passes is told, not that of the last one', async () => {
+  const folder = await mkdtemp(join(tmpdir(), 'owsync-pace-'))
+  try {
+    const file = join(folder, 'webui.db')
+    using app = new DatabaseSync(file)
+    app.exec("create table t (x); insert into t values ('a'), ('b'), ('c')")
+    const {signal} = new AbortController()
+    using source = await openSource(file, signal)
+    let passes = 0
+    await capture(
+      source,
+      {
+        lockBudgetMs: 25,
+        begin: () => {
+          passes++
+          return {isSameSchema: true, remembered: () => nothing}
+        },
+        delta: {
+          upsert: () => undefined,
+          tombstone: () => undefined,
+          place: () => undefined,
+          refuse: () => undefined,
+        },
+        discard: () => undefined,
+        finder: {
+          find: () => Promise.resolve(() => undefined),
+          doubt: () => undefined,
+          // Under the lock.
+          witness: () => {
+            if (passes === 1) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 60)
+          },
+        },
+        onProgress: () => {
+          if (passes === 1) app.exec("update t set x = 'another'")
+        },
+      },
+      signal,
+    )
+    assert.equal(passes, 2)
+    assert.ok(source.lock.maxHoldMs >= 59, `${source.lock.maxHoldMs} ms`)
+  } finally {
+    await rm(folder, {recursive: true, force: true})
+  }
+})
+
+const nothing: Remembered = {
+  range: () => [],
+  highestRowid: () => undefined,
+  hasAdrift: () => false,
+  setAside: () => undefined,
+  setAsideRow: () => undefined,
+  claim: () => undefined,
+  rowsAside: () => [],
+  unclaimed: () => [],
+  keep: () => undefined,
+}

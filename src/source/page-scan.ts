@@ -169,8 +169,8 @@ export async function locked<T>(
 ): Promise<T> {
   const {result} = await pace.read(() => {
     if (inTransaction) return {result: read(), holdMs: 0}
-    const since = performance.now()
     beginRead(source.db)
+    const since = performance.now()
     try {
       return {result: read(), holdMs: performance.now() - since}
     } finally {

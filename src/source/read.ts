@@ -48,6 +48,7 @@ export class TableReader {
   readonly #db: DatabaseSync
   /** Prepared at once, to find out whether the rows can be asked for at all. The others are when they are needed. */
   readonly #first: StatementSync
+  readonly #touch: StatementSync
   #afterStatement: StatementSync | undefined
   #oneStatement: StatementSync | undefined
   #untilStatement: StatementSync | undefined
@@ -70,14 +71,17 @@ export class TableReader {
     this.#lead = table.withoutRowid ? table.key.length : 1
     this.#isUtf8 = db.prepare('pragma encoding').get()?.['encoding'] === 'UTF-8'
     this.#first = this.#prepare(false, '')
+    this.#touch = db.prepare('select 1 from sqlite_schema limit 1')
   }
 
   /** Runs reads under one read lock, and says how long that was held. */
   locked<T extends {holdMs: number}>(read: () => T): T {
     if (this.#db.isTransaction) return read()
-    const since = performance.now()
     this.#db.exec('begin')
     try {
+      // Takes the lock, which SQLite may have to wait for.
+      this.#touch.get()
+      const since = performance.now()
       return {...read(), holdMs: performance.now() - since}
     } finally {
       endRead(this.#db)
@@ -90,6 +94,11 @@ export class TableReader {
    * @param upTo the last rowid that is wanted; for tables with rowids only.
    */
   page(position: Position | undefined, budget: PageBudget, upTo?: bigint): Page {
+    const {fetched, ...page} = this.locked(() => this.#fetchPage(position, budget, upTo))
+    return {...page, rows: fetched.map(row => this.#row(row))}
+  }
+
+  #fetchPage(position: Position | undefined, budget: PageBudget, upTo: bigint | undefined) {
     const fetched: Value[][] = []
     const refused: RefusedRow[] = []
     let bytes = 0
@@ -121,8 +130,7 @@ export class TableReader {
       last = over.position
       ended = false
     }
-    const holdMs = performance.now() - since
-    return {rows: fetched.map(row => this.#row(row)), refused, next: ended ? undefined : last, bytes, holdMs}
+    return {fetched, refused, next: ended ? undefined : last, bytes, holdMs: performance.now() - since}
   }
 
   /**
@@ -133,6 +141,11 @@ export class TableReader {
     rowids: readonly bigint[],
     budget: PageBudget,
   ): {rows: SourceRow[]; refused: RefusedRow[]; asked: number; bytes: number; holdMs: number} {
+    const {fetched, ...page} = this.locked(() => this.#fetchRows(rowids, budget))
+    return {...page, rows: fetched.map(row => this.#row(row))}
+  }
+
+  #fetchRows(rowids: readonly bigint[], budget: PageBudget) {
     const fetched: Value[][] = []
     const refused: RefusedRow[] = []
     let asked = 0
@@ -152,8 +165,7 @@ export class TableReader {
       }
       if (bytes >= budget.bytes || performance.now() - since >= budget.ms) break
     }
-    const holdMs = performance.now() - since
-    return {rows: fetched.map(row => this.#row(row)), refused, asked, bytes, holdMs}
+    return {fetched, refused, asked, bytes, holdMs: performance.now() - since}
   }
 
   /**
@@ -186,6 +198,10 @@ export class TableReader {
 
   /** Which of the keys no row has now. A hashed key cannot be looked up and is never reported absent. */
   absent(keys: readonly string[]): {keys: ReadonlySet<string>; holdMs: number} {
+    return this.locked(() => this.#lookForAbsent(keys))
+  }
+
+  #lookForAbsent(keys: readonly string[]): {keys: ReadonlySet<string>; holdMs: number} {
     const {table} = this
     const gone = new Set<string>()
     const statements = new Map<boolean, StatementSync>()

@@ -5,8 +5,10 @@ import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {test} from 'vitest'
 import {endRead, openSource, type Source} from './open.ts'
-import {beginAtEnd, isSameFile, mayBeCommitting, type SeenEnd} from './wal-end.ts'
+import {awaitCommit, beginAtEnd, isSameFile, mayBeCommitting, type SeenEnd} from './wal-end.ts'
 import {WAL_INDEX_BYTES, walEnd} from './wal.ts'
+
+const {signal} = new AbortController()
 
 for (const commits of [0, 1, 5, Infinity])
   test(`a transaction sees the log up to where it is said to end, when ${commits} commits come just as it begins`, async () => {
@@ -15,7 +17,7 @@ for (const commits of [0, 1, 5, Infinity])
       const file = join(folder, 'app.db')
       using app = new DatabaseSync(file)
       app.exec('pragma journal_mode = wal; pragma synchronous = off; create table note (body)')
-      using source = await openSource(file, new AbortController().signal)
+      using source = await openSource(file, signal)
       const index = Buffer.alloc(WAL_INDEX_BYTES)
       /** Frames of the log, by how many rows there are then. */
       const frames: number[] = []
@@ -49,7 +51,7 @@ test('frames behind the end make nobody doubt it but those who may not write the
     const file = join(folder, 'app.db')
     using app = new DatabaseSync(file)
     app.exec('pragma journal_mode = wal; pragma cache_size = 5; create table note (body)')
-    using source = await openSource(file, new AbortController().signal)
+    using source = await openSource(file, signal)
     const readOnly: Source = {...source, mayWriteIndex: () => false}
     const begins = (from: Source) => {
       const end = beginAtEnd(from)
@@ -61,7 +63,10 @@ test('frames behind the end make nobody doubt it but those who may not write the
     app.exec('begin')
     for (let i = 0; i < 50; i++) app.exec('insert into note values (hex(randomblob(2000)))')
     assert.deepEqual([mayBeCommitting(source), begins(source), begins(readOnly)], [true, true, false])
+    assert.equal(await awaitCommit(source, signal), false)
+    const isThere = awaitCommit(source, signal)
     app.exec('commit')
+    assert.equal(await isThere, true)
     assert.deepEqual([mayBeCommitting(source), begins(source), begins(readOnly)], [false, true, true])
   } finally {
     rmSync(folder, {recursive: true})
@@ -74,7 +79,7 @@ test('a log is of the same file through every checkpoint, and of no other one', 
     const file = join(folder, 'app.db')
     using app = new DatabaseSync(file)
     app.exec('pragma journal_mode = wal; pragma wal_autocheckpoint = 0; create table note (body)')
-    using source = await openSource(file, new AbortController().signal)
+    using source = await openSource(file, signal)
     const look = (): SeenEnd => {
       const end = beginAtEnd(source)
       endRead(source.db)

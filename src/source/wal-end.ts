@@ -1,3 +1,4 @@
+import {setTimeout as sleep} from 'node:timers/promises'
 import {beginRead, type Source} from './open.ts'
 import {goesOn, WAL_INDEX_BYTES, walEnd, type WalEnd} from './wal.ts'
 
@@ -9,6 +10,9 @@ export type FileBefore = Pick<WalEnd, 'commits' | 'backfilled' | 'attempted'> & 
 
 /** Where the log ends that a transaction sees. */
 export type SeenEnd = WalEnd & {readonly before: FileBefore}
+
+/** How long a commit that is on its way through the log is waited for: a slow disk takes that long to sync it. */
+const COMMIT_MS = 2_000
 
 /** How often a transaction is begun anew because the app has committed just then, which takes it less than a millisecond. */
 const MOST_BEGINS = 100
@@ -54,6 +58,24 @@ export function isSameFile(known: FileBefore, {before, commits, backfilled, atte
 export function mayBeCommitting(source: Source): boolean {
   const end = readWalEnd(source)
   return goesOn(source.readWal, end ?? {salt1: 0, salt2: 0, frames: 0})
+}
+
+/**
+ * Waits for a commit that is in the log until the index says so: whoever came because the log has changed would not see it.
+ *
+ * @returns false when it is not to be seen after {@link COMMIT_MS}; it never may be, when it was given up.
+ */
+export async function awaitCommit(source: Source, signal: AbortSignal): Promise<boolean> {
+  const since = performance.now()
+  const from = readWalEnd(source)
+  while (mayBeCommitting(source)) {
+    const now = readWalEnd(source)
+    // It has arrived, and another one is on its way.
+    if (from !== undefined && now !== undefined && !isSameEnd(from, now)) return true
+    if (performance.now() - since > COMMIT_MS) return false
+    await sleep(5, undefined, {signal})
+  }
+  return true
 }
 
 /**

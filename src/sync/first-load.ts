@@ -46,7 +46,6 @@ export type Loaded = {
   readonly schema: SourceSchema
   readonly rows: number
   readonly bytes: number
-  readonly maxHoldMs: number
   readonly refused: readonly QuarantinedRow[]
   /** The connection's data version when no commit of the app came in between: what was loaded is one state. */
   readonly undisturbedAt: bigint | undefined
@@ -104,7 +103,11 @@ export async function firstLoad(
   const {source, sidecar, deployment} = run
   const before = await whenFree(source, () => readDataVersion(source.db), signal)
   const spec = await whenFree(source, () => introspect(source.db), signal)
-  const planned = plan(spec.tables, previous?.tables ?? [], new Map(), existing, classesOf(source, spec))
+  const planned = await whenFree(
+    source,
+    () => plan(spec.tables, previous?.tables ?? [], new Map(), existing, classesOf(source, spec)),
+    signal,
+  )
   const isResumed = deployment.loadPosition !== null && previous !== undefined
   const load = new Load(
     run,
@@ -277,7 +280,6 @@ class Load {
       schema: {...schema, tables: withSeen(schema.tables, this.#encoders)},
       rows: this.#position.rows,
       bytes: this.#position.bytes,
-      maxHoldMs: this.#pace.maxHoldMs,
       refused: this.#refused,
       undisturbedAt,
       spec,

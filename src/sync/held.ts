@@ -47,9 +47,10 @@ export class Held implements Disposable {
     this.#written = new Map()
   }
 
-  /** Opens the source, unless it is open and still the file that has this name. Its busy retries count from 0. */
+  /** Opens the source, unless it is open and still the file that has this name. What is said of locks counts from 0. */
   async source(path: string, signal: AbortSignal): Promise<Source> {
-    if (this.#source !== undefined && isOf(path, this.#source)) this.#source.busyRetries = 0
+    if (this.#source !== undefined && isOf(path, this.#source))
+      Object.assign(this.#source.lock, {busyRetries: 0, maxHoldMs: 0})
     else {
       // Before the other one is opened: closing any descriptor of a file drops all of this process's locks on it.
       this.closeSource()
@@ -68,7 +69,10 @@ export class Held implements Disposable {
    * open connection has one: the app could not leave WAL mode, and would leave its last commits in the log when it stops.
    */
   rest(): void {
-    if (this.#source !== undefined && !isAtRest(this.#source)) this.closeSource()
+    if (this.#source === undefined) return
+    if (!isAtRest(this.#source)) this.closeSource()
+    // SQLite keeps pages while the file's header says that nobody has changed them, and so may a file copied over it.
+    else this.#source.db.exec('pragma shrink_memory')
   }
 
   /** Gives back the memory that makes the next run faster, but the pages. */

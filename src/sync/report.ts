@@ -14,6 +14,12 @@ export function rowsAfter(cut: Cut, sidecar: Sidecar): number {
   return Math.max(0, before + cut.inserted - cut.tombstoned)
 }
 
+/** What a run says of its locks: none, where it has read nothing. */
+export function lockOf(source: Source | undefined): SyncResult['lock'] {
+  const {maxHoldMs, busyRetries} = source?.lock ?? {maxHoldMs: 0, busyRetries: 0}
+  return {max_hold_ms: Math.round(maxHoldMs * 10) / 10, busy_retries: busyRetries}
+}
+
 /** Gathers what the result of one run says. */
 export class Report {
   readonly #deployment: Deployment
@@ -27,8 +33,7 @@ export class Report {
   #tombstoned = 0
   #seen = 0
   #bytes = 0
-  #maxHoldMs = 0
-  #busyRetries = 0
+  #source: Source | undefined
   #changes: readonly TableChange[] = []
 
   constructor(deployment: Deployment, startedAt: number) {
@@ -62,8 +67,7 @@ export class Report {
     this.#tombstoned = cut.tombstoned
     this.#seen = rowsAfter(cut, sidecar)
     this.#bytes = [...cut.spools.values()].reduce((bytes, spool) => bytes + spool.bytes, loaded?.bytes ?? 0)
-    this.#maxHoldMs = Math.max(cut.capture.maxHoldMs, loaded?.maxHoldMs ?? 0)
-    this.#busyRetries = source.busyRetries
+    this.#source = source
   }
 
   refuse(row: QuarantinedRow): void {
@@ -194,7 +198,7 @@ export class Report {
       details: this.#details,
       ...(this.#conflicts.detected === 0 ? {} : {decisions: this.#conflicts.decisions}),
       duration_ms: Math.round(performance.now() - this.#startedAt),
-      lock: {max_hold_ms: Math.round(this.#maxHoldMs * 10) / 10, busy_retries: this.#busyRetries},
+      lock: lockOf(this.#source),
     }
   }
 }

@@ -5,6 +5,7 @@ import type {Source} from '../source/open.ts'
 import {findDeployment, UnknownClientError, type Deployment} from '../state/deployments.ts'
 import type {Log} from '../telemetry/log.ts'
 import {Held} from './held.ts'
+import {lockOf} from './report.ts'
 import {syncHeld, unchangedSince, type SyncResult, type SyncRun} from './sync.ts'
 
 /** Which deployment a session is for. */
@@ -118,6 +119,7 @@ export class Session implements Disposable {
       tellMissed(outcome.result, run)
       return outcome.result
     } catch (error) {
+      warnOfHold({client: this.#place.clientName, lock: lockOf(this.#held.openSource)}, run)
       this.#held[Symbol.dispose]()
       throw error
     }
@@ -173,7 +175,7 @@ type Settled = {
 }
 
 /** The lock budget is a promise to the app: a hold that breaks it is told, whatever came of the sync. */
-function warnOfHold({client, lock}: SyncResult, {limits, log}: SessionRun): void {
+function warnOfHold({client, lock}: Pick<SyncResult, 'client' | 'lock'>, {limits, log}: SessionRun): void {
   if (lock.max_hold_ms <= limits.lockBudgetMs) return
   const facts = {client, ...lock, budget_ms: limits.lockBudgetMs}
   log?.warn(facts, 'a lock was held longer than LOCK_BUDGET_MS')

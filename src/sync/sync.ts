@@ -10,7 +10,7 @@ import {endRead, explain, fingerprint, SourceEmptyError, whenFree, type Source} 
 import {readDataVersion, readSchemaVersion} from '../source/introspect.ts'
 import {PageFinder} from '../source/page-finder.ts'
 import type {PageState} from '../source/page-state.ts'
-import {mayBeCommitting} from '../source/wal-end.ts'
+import {awaitCommit, mayBeCommitting} from '../source/wal-end.ts'
 import {
   findDeployment,
   findSourceSchema,
@@ -245,6 +245,7 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
     if (!(error instanceof SourceEmptyError) || !isLoaded) throw error
     return {result: await hold(run, report, 'the file is empty')}
   }
+  const isAllToSee = await awaitCommit(open, signal)
   // In this order: a commit between the two shows in the fingerprint.
   const openedAt = await whenFree(open, () => readDataVersion(open.db), signal)
   const seenAs = mayBeCommitting(open) ? undefined : fingerprint(open.file)
@@ -300,7 +301,8 @@ async function runSync(run: SyncRun, held: Held, signal: AbortSignal): Promise<O
   report.add(cut, loaded, open, sidecar)
 
   // A row that waits for another try must not be hidden behind an unchanged file.
-  const isSettled = () => cut.capture.consistent && report.quarantined === 0 && !open.isReplaced()
+  const isSettled = () =>
+    cut.capture.consistent && report.quarantined === 0 && isAllToSee && !open.isReplaced()
   const settled = () => (isSettled() ? {settledAt: cut.capture.dataVersion, auditAt: auditAt()} : {})
   const doubt = run.accept || !isLoaded ? undefined : await doubtOf(run, sidecar, cut, open)
   if (run.dryRun) {
