@@ -141,10 +141,6 @@ export class Runs {
     )
   }
 
-  has(entry: Entry): boolean {
-    return [...this.#running.values()].some(running => running.entry === entry)
-  }
-
   /** Stops what somebody has cancelled. */
   async stopCancelled(): Promise<void> {
     const shown = [...this.#running.values()].filter(({isShown}) => isShown).map(({jobId}) => jobId)

@@ -24,7 +24,7 @@ import {
 import {leadingHost, type LeadingClient, type LeadingHost} from '../../test/leading-host.ts'
 import {assertMirror} from '../../test/mirror.ts'
 import {chanceOf, mutate, seedOf, type Chance} from '../../test/mutator.ts'
-import {holdingUp, workerClient} from '../../test/workers.ts'
+import {areFree, holdingUp, workerClient} from '../../test/workers.ts'
 import {passOnce} from './leader-jobs.ts'
 import {createMetrics} from '../telemetry/metrics.ts'
 import {silentLog} from '../telemetry/log.ts'
@@ -365,6 +365,36 @@ describe('trouble of one deployment', () => {
       [],
     )
   })
+})
+
+test('a client that goes away while it is synced takes nobody along, and is let go of when that is over', async () => {
+  await using client = await newClient()
+  await using other = await newClient()
+  await using jobs = await leadingJobs(leader)
+  await endOf(leader, await askFor(leader, client))
+  mutate(client.file, chance)
+  const {tables} = await client.schema()
+  const jobId = await leader.admin.begin(async tx => {
+    for (const {target} of tables) await tx`lock table ${tx(schemaOf(client), target)} in exclusive mode`
+    const jobId = await askFor(leader, client)
+    await until('the job to wait for a table', async () => {
+      const waiting = await leader.admin`select from pg_stat_activity where datname = current_database()
+        and application_name like 'owsync/%/%' and wait_event_type = 'Lock'`
+      return waiting.length > 0 ? true : undefined
+    })
+    await leader.host`update sync_metadata.client_deployments set database_type = 'postgresql'
+      where client_name = ${client.name}`
+    jobs.notice('cache')
+    await until('it to be forgotten', async () => {
+      const {values} = await jobs.metrics.syncLag.get()
+      return values.some(({labels}) => labels['client'] === client.name) ? undefined : true
+    })
+    assert.equal((await endOf(leader, await askFor(leader, other))).status, 'success')
+    return jobId
+  })
+  await endOf(leader, jobId)
+  await areFree(leader, [client], 10_000)
+  assert.equal((await endOf(leader, await askFor(leader, other))).status, 'success')
 })
 
 test('a cut is told to the webhook of its client', async () => {

@@ -305,6 +305,7 @@ class Leading implements AsyncDisposable {
       waitedMs: Math.max(0, Number(job.startedAt) - Number(job.runAfter)),
       isShown: true,
     })
+    await this.#releaseIfGone(job.deploymentId)
   }
 
   // What is due, or has changed.
@@ -428,13 +429,17 @@ class Leading implements AsyncDisposable {
         entry.following?.stop.abort()
         void this.#start(async () => {
           await entry.inFlight
-          // What a job still has in hand ends with the next leader at the latest.
-          if (!this.#runs.has(entry)) await this.#workers.release(id)
+          await this.#releaseIfGone(id)
         })
         metrics.syncLag.remove({client: entry.place.clientName})
       }
     }
     this.#tickBell.ring()
+  }
+
+  /** Closes what we look after no more. What a job still has in hand is closed when that is over. */
+  async #releaseIfGone(id: string): Promise<void> {
+    if (!this.#entries.has(id)) await this.#workers.release(id)
   }
 
   #scheduleOf(place: Scheduled, known: Entry | undefined): Schedule {

@@ -92,7 +92,8 @@ export class Worker implements AsyncDisposable {
   #run: Run | undefined
   /** Why we have killed it. */
   #why: string | undefined
-  readonly #releasing = new Map<string, () => void>()
+  /** Who waits for deployments to be let go of. It answers in the order in which it was asked. */
+  readonly #releasing: PromiseWithResolvers<undefined>[] = []
 
   constructor(options: WorkerOptions) {
     this.#options = options
@@ -152,9 +153,7 @@ export class Worker implements AsyncDisposable {
     const released = Promise.withResolvers<undefined>()
     // One that does not listen yet has nothing open.
     if (this.#over.signal.aborted || !this.#isReady) return
-    this.#releasing.set(deploymentId, () => {
-      released.resolve(undefined)
-    })
+    this.#releasing.push(released)
     this.#send({type: 'release', deploymentId})
     await released.promise
   }
@@ -203,8 +202,7 @@ export class Worker implements AsyncDisposable {
         run?.outcome.reject(run.stopping === undefined ? errorOf(message.error) : run.stopping.reason)
         break
       case 'released':
-        this.#releasing.get(message.deploymentId)?.()
-        this.#releasing.delete(message.deploymentId)
+        this.#releasing.shift()?.resolve(undefined)
         break
       case 'log':
         this.#options.log[message.level](message.fields, message.message)
@@ -214,7 +212,7 @@ export class Worker implements AsyncDisposable {
   #end(how: string): void {
     this.#over.abort()
     this.#options.onEnd(this)
-    for (const released of this.#releasing.values()) released()
+    for (const released of this.#releasing) released.resolve(undefined)
     const run = this.#run
     this.#run = undefined
     run?.outcome.reject(

@@ -133,6 +133,42 @@ describe('who runs what', () => {
     for (const client of [long, short]) await assertMirror(leader.admin, schemaOf(client), client.file)
   })
 
+  test('a run that begins while its deployment is released is known to have it', async () => {
+    await using client = await newClient()
+    await using other = await newClient()
+    await using workers = workersOf(leader)
+    await workers.sync(client.order, signal)
+    await workers.sync(other.order, signal)
+    const released = workers.release(client.order.deploymentId)
+    await workers.sync(client.order, signal)
+    await released
+    assert.equal(workers.states[0]!.deployments, 2)
+    mutate(other.file, chance)
+    const {slow} = await holdingUp(leader, other, async isHeld => {
+      const slow = workers.sync(other.order, signal)
+      await isHeld()
+      assert.equal((await workers.sync(client.order, signal)).status, 'success')
+      return {slow}
+    })
+    assert.equal((await slow).status, 'success')
+  })
+
+  test('what is in hand is not released, and what is released twice is free', async () => {
+    await using client = await newClient()
+    await using workers = workersOf(leader)
+    mutate(client.file, chance)
+    const {slow} = await holdingUp(leader, client, async isHeld => {
+      const slow = workers.sync(client.order, signal)
+      await isHeld()
+      await workers.release(client.order.deploymentId)
+      return {slow}
+    })
+    assert.equal((await slow).status, 'success')
+    await Promise.all([1, 2, 3].map(() => workers.release(client.order.deploymentId)))
+    await areFree(leader, [client], 0)
+    assert.equal(workers.states[0]!.deployments, 0)
+  })
+
   test('two runs of one deployment come one after the other', async () => {
     await using client = await newClient()
     await using workers = workersOf(leader)

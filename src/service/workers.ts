@@ -74,8 +74,8 @@ export class Workers implements AsyncDisposable {
   readonly #inHand = new Map<Worker, {readonly order: AnyOrder; readonly since: number}>()
   /** In the order in which they came. */
   readonly #waiting: Waiting[] = []
-  /** Deployments that are on their way from one worker to another. */
-  readonly #moving = new Set<string>()
+  /** Deployments that their workers are letting go of, until they have. */
+  readonly #leaving = new Map<string, Promise<void>>()
   readonly #losses = new Map<string, {readonly count: number; readonly restsUntil: number}>()
   readonly #closed = new AbortController()
   #alarm: NodeJS.Timeout | undefined
@@ -141,15 +141,11 @@ export class Workers implements AsyncDisposable {
     }
   }
 
-  /** Closes a deployment that nobody runs, so that another process can have it. */
+  /** Closes a deployment, so that another process can have it. One that is in hand stays open. */
   async release(deploymentId: string): Promise<void> {
-    for (const [worker, held] of this.#held) {
-      if (!held.has(deploymentId)) continue
-      if (this.#inHand.get(worker)?.order.deploymentId === deploymentId)
-        throw new Error('a deployment cannot be released while it is synced')
-      await worker.release(deploymentId)
-      held.delete(deploymentId)
-    }
+    const [holder] = [...this.#held].find(([, held]) => held.has(deploymentId)) ?? []
+    if (holder === undefined || this.#inHand.get(holder)?.order.deploymentId === deploymentId) return
+    await (this.#leaving.get(deploymentId) ?? this.#letGo(deploymentId, holder))
   }
 
   /** Stops what is under way and ends every worker. */
@@ -189,7 +185,7 @@ export class Workers implements AsyncDisposable {
   #dispatch(): void {
     clearTimeout(this.#alarm)
     while (!this.#closed.signal.aborted) {
-      const ready = this.#waiting.filter(({order}) => !this.#moving.has(order.deploymentId))
+      const ready = this.#waiting.filter(({order}) => !this.#leaving.has(order.deploymentId))
       const workers = [...this.#workers]
       const now = performance.now()
       const next = assign(
@@ -209,7 +205,7 @@ export class Workers implements AsyncDisposable {
         return
       }
       const waiting = ready[next.waiting] as Waiting
-      if (next.do === 'move') void this.#move(waiting.order.deploymentId, workers[next.from] as Worker)
+      if (next.do === 'move') void this.#letGo(waiting.order.deploymentId, workers[next.from] as Worker)
       else this.#begin(waiting, next.worker === 'new' ? undefined : workers[next.worker])
     }
   }
@@ -231,12 +227,18 @@ export class Workers implements AsyncDisposable {
     waiting.worker.resolve(worker)
   }
 
-  async #move(deploymentId: string, from: Worker): Promise<void> {
-    this.#moving.add(deploymentId)
-    await from.release(deploymentId)
-    this.#held.get(from)?.delete(deploymentId)
-    this.#moving.delete(deploymentId)
-    this.#dispatch()
+  /**
+   * Takes a deployment from its worker. Runs of it wait until that has answered: one that began before would open it
+   * again, and what is noted then would be wrong for good.
+   */
+  #letGo(deploymentId: string, holder: Worker): Promise<void> {
+    const left = holder.release(deploymentId).then(() => {
+      this.#held.get(holder)?.delete(deploymentId)
+      this.#leaving.delete(deploymentId)
+      this.#dispatch()
+    })
+    this.#leaving.set(deploymentId, left)
+    return left
   }
 
   #start(): Worker {
