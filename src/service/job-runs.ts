@@ -66,6 +66,8 @@ export type Entry = {
   following: {readonly path: string; readonly stop: AbortController} | undefined
   /** Rows of the target that somebody has edited and no run has met: the gate must not pass over them. */
   marks: bigint
+  /** When they were counted last. */
+  countedAt: number
 }
 
 /** A run in hand. */
@@ -104,6 +106,8 @@ export type RunsDeps = {
   readonly reload: () => Promise<void>
   /** The same, when there is time. */
   readonly reloadSoon: () => void
+  /** Counts the edited rows once more, and syncs where there are any. */
+  readonly countMarksSoon: () => void
   /** Does something beside the run. */
   readonly start: (work: () => Promise<void>) => void
 }
@@ -212,8 +216,9 @@ export class Runs {
         entry.place = {...entry.place, generation: result.generation}
       if (result.status === 'success') {
         await this.#keepPath(running)
-        // Those that came meanwhile ring for themselves.
-        entry.marks = 0n
+        // What was counted since it began it may have passed over, and nobody tells of it twice.
+        if (entry.countedAt <= startedAt) entry.marks = 0n
+        else if (entry.marks > 0n) this.#deps.countMarksSoon()
         await this.#deps.freshness.note(entry.place.deploymentId, before.version, startedAt)
       }
       countSync(metrics, {result, ms, isApplied})

@@ -3,10 +3,13 @@ import {DatabaseSync} from 'node:sqlite'
 import {afterAll, beforeAll, test} from 'vitest'
 import {testApi} from '../../test/api.ts'
 import {editorOf} from '../../test/editor.ts'
-import {askFor, endOf, leadingJobs, until, valueOf} from '../../test/leading-jobs.ts'
+import {askFor, endOf, leadingJobs, quickPace, until, valueOf} from '../../test/leading-jobs.ts'
 import {leadingClient, leadingHost, type LeadingHost} from '../../test/leading-host.ts'
+import {holdingUp} from '../../test/workers.ts'
 import {raw} from '../postgres/sql.ts'
+import {countMarks} from '../state/scheduled.ts'
 import {resolveConflict} from '../sync/resolve.ts'
+import {silentLog} from '../telemetry/log.ts'
 
 // An edit in Postgres, from its notice to a person's decision over the API, with the leader's own jobs in between.
 
@@ -64,6 +67,38 @@ test('an edit is met by the leader without being asked, waits for a person, and 
   const [audit] = await leader.admin<{actors: string[]}>`
     select array_agg(distinct actor) as actors from sync_metadata.audit_log where action like 'conflict%'`
   assert.deepEqual(audit!.actors, ['api:operator'])
+})
+
+test('an edit that is told of while a sync is about to end is met by another one at once', async () => {
+  await using client = await leadingClient(leader, 'edited-3')
+  using app = new DatabaseSync(client.file)
+  app.exec(
+    `create table note (id text primary key, v text); insert into note values ('a', 'source'), ('b', 'same')`,
+  )
+  await leader.host`update sync_metadata.client_deployments set sync_schedule = 'live'
+    where client_name = ${client.name}`
+  const lines: unknown[] = []
+  await using jobs = await leadingJobs(leader, {
+    // Nobody comes upon it by chance.
+    pace: {...quickPace, marksMs: 600_000},
+    log: {...silentLog, info: ({client}, message) => lines.push(`${String(client)}: ${message}`)},
+  })
+  await holds('the first load', async () => (await client.deployment()).generation === 1n)
+  await using editor = await editorOf(leader.admin, client.name)
+  await holdingUp(leader, client, async isHeld => {
+    app.exec(`update note set v = 'other' where id = 'b'`)
+    await isHeld()
+    await editor`update edited_3.note set v = 'edited' where id = 'a'`
+    jobs.notice('marks')
+    await holds('it to be counted', () =>
+      lines.includes(`${client.name}: rows of the target wait for a sync`),
+    )
+  })
+  const {deploymentId} = await client.deployment()
+  await holds(
+    'it to be met',
+    async () => (await countMarks(leader.host, [deploymentId])).get(deploymentId) === 0n,
+  )
 })
 
 const holds = async (what: string, is: () => boolean | Promise<boolean>) => {

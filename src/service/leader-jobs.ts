@@ -134,6 +134,9 @@ class Leading implements AsyncDisposable {
         reloadSoon: () => {
           this.#reloadBell.ring()
         },
+        countMarksSoon: () => {
+          this.#marksBell.ring()
+        },
         start: work => void this.#start(work),
       },
       this.#signal,
@@ -413,6 +416,7 @@ class Leading implements AsyncDisposable {
           refused: undefined,
           following: undefined,
           marks: 0n,
+          countedAt: -Infinity,
         })
       } else {
         known.place = place

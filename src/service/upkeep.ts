@@ -34,6 +34,7 @@ export async function pollMarks({pool, log, entries}: Upkeep): Promise<void> {
     const marks = found.get(deploymentId) ?? 0n
     if (marks !== entry.marks) log.info({client, rows: Number(marks)}, 'rows of the target wait for a sync')
     entry.marks = marks
+    entry.countedAt = performance.now()
   }
 }
 
