@@ -53,6 +53,8 @@ export type Entry = {
   lastAt: number | undefined
   /** Runs that have failed for good, in a row. */
   failures: number
+  /** The code of the last one of them. */
+  failedBy: string | undefined
   /** Not before then is it worth asking whether it is due. */
   nextAt: number
   /** Until then a job of it waits for its next try. */
@@ -360,7 +362,10 @@ export class Runs {
       entry.retriesUntil = performance.now() + after.inMs + RETRY_MARGIN_MS
       log.warn({...facts, retry_ms: after.inMs}, 'a job failed and is tried again')
     } else if (after.then === 'failed') {
-      if (isSync) entry.failures++
+      if (isSync) {
+        entry.failures++
+        entry.failedBy = failure.code
+      }
       log.error({...facts, in_a_row: entry.failures}, 'a job has failed')
     } else log.info({client, job: jobId}, 'a job had ended although its worker could not say so')
     this.#end(running, 'failed', null, failure)

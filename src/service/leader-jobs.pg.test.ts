@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import {readdirSync, readlinkSync, rmSync} from 'node:fs'
+import {readdirSync, readlinkSync, renameSync, rmSync} from 'node:fs'
 import {DatabaseSync} from 'node:sqlite'
 import {createServer} from 'node:http'
 import type {AddressInfo} from 'node:net'
@@ -269,6 +269,19 @@ describe('what is due', () => {
     const [row] = await leader.host`select last_sync_status from sync_metadata.client_deployments
       where client_name = ${client.name}`
     assert.deepEqual(row, {last_sync_status: 'failed'})
+  })
+
+  test('a live source that was missing for long is synced as soon as it is there', async () => {
+    await using client = await newClient()
+    await schedule(leader, client, {schedule: 'live'})
+    renameSync(client.file, `${client.file}-later`)
+    await using jobs = await leadingJobs(leader)
+    // By now another failure would be waited out for two minutes.
+    for (let tries = 0; tries < 8; tries++)
+      assert.equal((await endOf(leader, await askFor(leader, client))).errorCode, 'SYNC_SOURCE_UNREADABLE')
+    renameSync(`${client.file}-later`, client.file)
+    await until('its sync', () => (statusesOf(jobs, client).includes('success') ? true : undefined))
+    await mirrors(client)
   })
 
   test('a source that changes and is not synced is behind, whatever its schedule; a sync makes it fresh', async () => {

@@ -11,6 +11,7 @@ import type {Endpoint} from '../net/endpoint.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {dueInMs} from '../schedule/due.ts'
 import {scheduleOf, type Schedule} from '../schedule/interval.ts'
+import type {SchemaMovedError, SourceBusyError, SourceUnreadableError} from '../source/errors.ts'
 import {sourceWatcher} from '../source/watch.ts'
 import {claim, failJob, readQueue, requeueLost, requeueOlder, type Job} from '../state/jobs.ts'
 import {listScheduled, saveChecks, type Scheduled} from '../state/scheduled.ts'
@@ -61,6 +62,13 @@ const MARKS_REST_MS = 1_000
 const CHECK_LOCK_TIMEOUT = '2s'
 const pauses = {firstMs: 250, mostMs: 10_000}
 const livePauses = {firstMs: 1_000, mostMs: 300_000}
+/** After a failure that was about the file: its next change may be the cure. */
+const sourcePauses = {firstMs: 1_000, mostMs: 10_000}
+const sourceCodes = new Set<string>([
+  'SYNC_SOURCE_UNREADABLE',
+  'SYNC_SOURCE_BUSY',
+  'SYNC_SCHEMA_MOVED',
+] satisfies (SourceUnreadableError | SourceBusyError | SchemaMovedError)['code'][])
 
 /**
  * Looks after the deployments of a host for as long as the lease lasts: runs the jobs that are asked for, syncs what is
@@ -364,7 +372,9 @@ class Leading implements AsyncDisposable {
   async #follow(entry: Entry, path: string, signal: AbortSignal): Promise<void> {
     try {
       for await (const {since} of this.#watch(path, signal)) {
-        if (entry.failures > 0) await sleep(backoffMs(entry.failures, livePauses), undefined, {signal})
+        const {failures, failedBy = ''} = entry
+        const rests = sourceCodes.has(failedBy) ? sourcePauses : livePauses
+        if (failures > 0) await sleep(backoffMs(failures, rests), undefined, {signal})
         // What is in hand may have begun before the change.
         await entry.inFlight
         signal.throwIfAborted()
@@ -409,6 +419,7 @@ class Leading implements AsyncDisposable {
           schedule,
           lastAt: place.freshMs === null ? undefined : now - place.freshMs,
           failures: 0,
+          failedBy: undefined,
           nextAt: 0,
           retriesUntil: 0,
           inFlight: undefined,
