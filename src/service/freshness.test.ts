@@ -2,9 +2,12 @@ import assert from 'node:assert/strict'
 import {appendFileSync, mkdtempSync, rmSync, utimesSync, writeFileSync} from 'node:fs'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
+import {setImmediate} from 'node:timers/promises'
 import {afterAll, describe, test} from 'vitest'
+import {versionSeen} from '../source/seen.ts'
 import type {Scheduled} from '../state/scheduled.ts'
 import {Freshness} from './freshness.ts'
+import {Looks} from './looks.ts'
 
 const folder = mkdtempSync(join(tmpdir(), 'owsync-fresh-'))
 afterAll(() => {
@@ -49,7 +52,12 @@ function watched(changes: Partial<Scheduled> = {}) {
     },
     sync: async () => {
       const startedAt = performance.now()
-      await freshness.note(place.deploymentId, await freshness.versionOf(sqlitePath), startedAt)
+      await freshness.note(
+        place.deploymentId,
+        await freshness.versionOf(sqlitePath, signal),
+        startedAt,
+        signal,
+      )
     },
   }
 }
@@ -73,9 +81,9 @@ describe('a target', () => {
   test('is behind when its app wrote while it was synced: since the sync began', async () => {
     const {freshness, id, path, write} = watched()
     const startedAt = performance.now()
-    const version = await freshness.versionOf(path)
+    const version = await freshness.versionOf(path, signal)
     write()
-    await freshness.note(id, version, startedAt)
+    await freshness.note(id, version, startedAt, signal)
     assert.ok(freshness.behindMs(id) > 0)
   })
 
@@ -102,7 +110,7 @@ describe('a target', () => {
 
   test('is known from the leader before: equal to the version it noted, or behind for as long as it said', async () => {
     const {freshness, place, id, path} = watched()
-    const version = (await freshness.versionOf(path))!
+    const version = (await freshness.versionOf(path, signal))!
     const equal = new Freshness()
     equal.know([{...place, sourceVersion: version}])
     await equal.look(signal)
@@ -128,4 +136,51 @@ test('what was found out is handed over once, and again when it could not be kep
   const [behind] = freshness.take()
   assert.equal(behind!.freshMs, null)
   assert.ok(behind!.behindMs! > 0)
+})
+
+test('a file system that hangs is asked once, and holds up neither the others nor the end', async () => {
+  const {place, path: answers} = watched()
+  const places = ['gone-1', 'gone-2'].map(name => ({...place, deploymentId: name, sqlitePath: name}))
+  const asked: string[] = []
+  const looks = new Looks(async path => {
+    asked.push(path)
+    return await (path === answers ? versionSeen(path) : new Promise<never>(() => undefined))
+  }, 50)
+  const freshness = new Freshness(looks)
+  freshness.know([places[0]!, {...place, sourceVersion: 'another'}])
+  for (let round = 0; round < 3; round++) await freshness.look(signal)
+  assert.ok(freshness.behindMs(place.deploymentId) > 0)
+  assert.equal(asked.filter(path => path === 'gone-1').length, 1)
+  assert.equal(await freshness.versionOf('gone-1', signal), undefined)
+  assert.equal(await freshness.versionOf(answers, signal), await versionSeen(answers))
+  // With two that hang nobody is asked any more: there would soon be no thread left.
+  for (const path of ['gone-2', 'gone-3', answers])
+    assert.equal(await freshness.versionOf(path, signal), undefined)
+  assert.equal(asked.at(-1), 'gone-2')
+
+  const end = new AbortController()
+  const waiting = new Freshness(new Looks(() => new Promise<never>(() => undefined)))
+  waiting.know(places)
+  const looked = waiting.look(end.signal)
+  const before = performance.now()
+  end.abort(new Error('the end'))
+  await looked
+  assert.ok(performance.now() - before < 1_000)
+})
+
+test('what a look shows that had begun before is not taken for what is so now', async () => {
+  const begun: PromiseWithResolvers<string>[] = []
+  const looks = new Looks(async () => {
+    const look = Promise.withResolvers<string>()
+    begun.push(look)
+    return await look.promise
+  })
+  const first = looks.at('file', signal)
+  const second = looks.at('file', signal)
+  assert.equal(begun.length, 1)
+  begun[0]!.resolve('before')
+  assert.equal(await first, 'before')
+  await setImmediate()
+  begun[1]!.resolve('now')
+  assert.equal(await second, 'now')
 })

@@ -1,5 +1,7 @@
+import {together} from '../core/together.ts'
 import {versionSeen} from '../source/seen.ts'
 import type {Check, Scheduled} from '../state/scheduled.ts'
+import {Looks} from './looks.ts'
 
 /**
  * How far each target is behind its source: since when the file has had a version that has not been applied. Found by
@@ -9,6 +11,11 @@ import type {Check, Scheduled} from '../state/scheduled.ts'
  */
 export class Freshness {
   readonly #known = new Map<string, Known>()
+  readonly #looks: Looks
+
+  constructor(looks = new Looks(versionSeen)) {
+    this.#looks = looks
+  }
 
   /** Begins to look at those that are new, and forgets those that are gone. */
   know(deployments: readonly Scheduled[]): void {
@@ -32,21 +39,33 @@ export class Freshness {
     }
   }
 
-  /** Looks at every file. */
+  /** Looks at every file, two at a time: one that does not answer holds up nobody. */
   async look(signal: AbortSignal): Promise<void> {
-    for (const known of this.#known.values()) {
-      signal.throwIfAborted()
-      await lookAt(known)
+    const left = this.#known.values()
+    const lane = async (signal: AbortSignal) => {
+      for (const known of left) {
+        signal.throwIfAborted()
+        await this.#lookAt(known, signal)
+      }
     }
+    await together(signal, lane, lane)
   }
 
-  /** The version of the source that a run that begins now will apply, or a newer one. */
-  async versionOf(path: string): Promise<string | undefined> {
-    return await versionSeen(path)
+  /**
+   * The version of the source that a run that begins now will apply, or a newer one; `undefined` when nobody knows: there
+   * is no file, or no answer in time.
+   */
+  async versionOf(path: string, signal: AbortSignal): Promise<string | undefined> {
+    return await this.#looks.at(path, signal)
   }
 
   /** A run that began at `startedAt` has applied this version, or found it applied. */
-  async note(deploymentId: string, version: string | undefined, startedAt: number): Promise<void> {
+  async note(
+    deploymentId: string,
+    version: string | undefined,
+    startedAt: number,
+    signal: AbortSignal,
+  ): Promise<void> {
     const known = this.#known.get(deploymentId)
     if (known === undefined || version === undefined) return
     Object.assign(known, {
@@ -57,7 +76,7 @@ export class Freshness {
       isNews: true,
     })
     // The app may have written meanwhile.
-    await lookAt(known)
+    await this.#lookAt(known, signal)
   }
 
   /** How old the oldest change is that the target does not have, in milliseconds. */
@@ -93,6 +112,22 @@ export class Freshness {
       if (freshMs !== null) known.freshAt ??= takenAt - freshMs
     }
   }
+
+  async #lookAt(known: Known, signal: AbortSignal): Promise<void> {
+    if (known.path === null) return
+    const before = {applied: known.applied, behindSince: known.behindSince}
+    const now = performance.now()
+    const version = await this.#looks.at(known.path, signal)
+    // A file that is not there has no newer version; and what a run has found out meanwhile is newer than this look.
+    if (version === undefined || known.applied !== before.applied) return
+    if (version === known.applied) {
+      known.equalAt = now
+      known.behindSince = undefined
+    } else {
+      known.behindSince ??= known.equalAt ?? now
+    }
+    if ((known.behindSince === undefined) !== (before.behindSince === undefined)) known.isNews = true
+  }
 }
 
 type Known = {
@@ -105,20 +140,4 @@ type Known = {
   /** When it was last found to be fresh, unless that has been kept. */
   freshAt: number | undefined
   isNews: boolean
-}
-
-async function lookAt(known: Known): Promise<void> {
-  if (known.path === null) return
-  const before = {applied: known.applied, behindSince: known.behindSince}
-  const now = performance.now()
-  const version = await versionSeen(known.path)
-  // A file that is not there has no newer version; and what a run has found out meanwhile is newer than this look.
-  if (version === undefined || known.applied !== before.applied) return
-  if (version === known.applied) {
-    known.equalAt = now
-    known.behindSince = undefined
-  } else {
-    known.behindSince ??= known.equalAt ?? now
-  }
-  if ((known.behindSince === undefined) !== (before.behindSince === undefined)) known.isNews = true
 }

@@ -165,7 +165,8 @@ export class Runs {
     try {
       const path = running.options.sqlite_path ?? entry.place.sqlitePath
       const before: Before = {
-        version: isSync && path !== null ? await this.#deps.freshness.versionOf(path) : undefined,
+        version:
+          isSync && path !== null ? await this.#deps.freshness.versionOf(path, this.#signal) : undefined,
         generation: entry.place.generation,
       }
       let outcome: OutcomeOf<AnyOrder>
@@ -221,7 +222,7 @@ export class Runs {
         // What was counted since it began it may have passed over, and nobody tells of it twice.
         if (entry.countedAt <= startedAt) entry.marks = 0n
         else if (entry.marks > 0n) this.#deps.countMarksSoon()
-        await this.#deps.freshness.note(entry.place.deploymentId, before.version, startedAt)
+        await this.#deps.freshness.note(entry.place.deploymentId, before.version, startedAt, this.#signal)
       }
       countSync(metrics, {result, ms, isApplied})
       metrics.syncLag.set({client}, this.#deps.freshness.behindMs(entry.place.deploymentId) / 1_000)
