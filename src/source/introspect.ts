@@ -240,11 +240,12 @@ export function sampleClasses(
       ? `${name} limit ${rows}`
       : `${name} where ${place} in (select * from (select ${place} from ${name} order by ${place} limit ${rows})
           union all select * from (select ${place} from ${name} order by ${place} desc limit ${rows}))`
-  // Only integers are read, so that neither a long value nor one that is too long is.
+  // Only integers are read, so that neither a long value nor one that is too long is. What compares a column needs its
+  // collation, which only the app may have.
   const classOf = (c: string) =>
     `case typeof(${c}) when 'null' then 0 when 'text' then ${classes.text} when 'real' then ${classes.real}
-      when 'blob' then ${classes.blob} else case when ${c} in (0, 1) then ${classes.bit}
-      when ${c} between -9007199254740992 and 9007199254740992 then ${classes.integer}
+      when 'blob' then ${classes.blob} else case when ${c} collate binary in (0, 1) then ${classes.bit}
+      when ${c} collate binary between -9007199254740992 and 9007199254740992 then ${classes.integer}
       else ${classes.wideInteger} end end`
   const found: number[] = []
   // A few hundred columns a statement: SQLite limits its length and the columns of its result.
