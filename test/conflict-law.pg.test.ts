@@ -270,11 +270,13 @@ class Play {
   /** Remembers every marked row as the next sync is to find it. */
   async #note(): Promise<void> {
     for (const table of tables)
-      for (const row of await leader.admin<{key: string; v: string; gone: boolean}>`
-        ${raw(`select _sync_key as key, v, _sync_deleted_at is not null as gone from ${this.#schema}.${table}
-          where _sync_edited_by is not null and (_sync_hash is not null or _sync_deleted_at is null)`)}`)
-        // But for those that were made and taken away again before anybody else knew of them.
-        this.#owed.set(`${table} ${row.key}`, {table, key: row.key, trace: row.gone ? 'gone' : row.v})
+      for (const row of await leader.admin<{key: string; v: string; gone: boolean; isKnown: boolean}>`
+        ${raw(`select _sync_key as key, v, _sync_deleted_at is not null as gone, _sync_hash is not null as "isKnown"
+          from ${this.#schema}.${table} where _sync_edited_by is not null`)}`) {
+        // What was made and taken away again before anybody else knew of it, as when a sync was cut short, is no edit.
+        if (row.gone && !row.isKnown) this.#owed.delete(`${table} ${row.key}`)
+        else this.#owed.set(`${table} ${row.key}`, {table, key: row.key, trace: row.gone ? 'gone' : row.v})
+      }
   }
 
   /** Each of these edits stands in the target, was the source's too, or is in the ledger. */
