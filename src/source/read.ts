@@ -94,11 +94,17 @@ export class TableReader {
    * @param upTo the last rowid that is wanted; for tables with rowids only.
    */
   page(position: Position | undefined, budget: PageBudget, upTo?: bigint): Page {
-    const {fetched, ...page} = this.locked(() => this.#fetchPage(position, budget, upTo))
+    // With the wait for the lock: an app that is busy is given it back the sooner.
+    const endsAt = performance.now() + budget.ms
+    const {fetched, ...page} = this.locked(() => this.#fetchPage(position, {...budget, endsAt}, upTo))
     return {...page, rows: fetched.map(row => this.#row(row))}
   }
 
-  #fetchPage(position: Position | undefined, budget: PageBudget, upTo: bigint | undefined) {
+  #fetchPage(
+    position: Position | undefined,
+    budget: PageBudget & {readonly endsAt: number},
+    upTo: bigint | undefined,
+  ) {
     const fetched: Value[][] = []
     const refused: RefusedRow[] = []
     let bytes = 0
@@ -112,11 +118,7 @@ export class TableReader {
       for (const row of rows as unknown as Iterable<Value[]>) {
         bytes += this.#settle(row)
         fetched.push(row)
-        if (
-          fetched.length >= budget.rows ||
-          bytes >= budget.bytes ||
-          performance.now() - since >= budget.ms
-        ) {
+        if (fetched.length >= budget.rows || bytes >= budget.bytes || performance.now() >= budget.endsAt) {
           ended = false
           break
         }
@@ -141,11 +143,12 @@ export class TableReader {
     rowids: readonly bigint[],
     budget: PageBudget,
   ): {rows: SourceRow[]; refused: RefusedRow[]; asked: number; bytes: number; holdMs: number} {
-    const {fetched, ...page} = this.locked(() => this.#fetchRows(rowids, budget))
+    const endsAt = performance.now() + budget.ms
+    const {fetched, ...page} = this.locked(() => this.#fetchRows(rowids, {...budget, endsAt}))
     return {...page, rows: fetched.map(row => this.#row(row))}
   }
 
-  #fetchRows(rowids: readonly bigint[], budget: PageBudget) {
+  #fetchRows(rowids: readonly bigint[], budget: PageBudget & {readonly endsAt: number}) {
     const fetched: Value[][] = []
     const refused: RefusedRow[] = []
     let asked = 0
@@ -163,7 +166,7 @@ export class TableReader {
         if (errcode(cause) !== SQLITE_TOOBIG) throw cause
         refused.push(this.#oversized([rowid - 1n]).row)
       }
-      if (bytes >= budget.bytes || performance.now() - since >= budget.ms) break
+      if (bytes >= budget.bytes || performance.now() >= budget.endsAt) break
     }
     return {fetched, refused, asked, bytes, holdMs: performance.now() - since}
   }
