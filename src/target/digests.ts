@@ -156,7 +156,7 @@ function places(schema: string, table: TableLayout, from: DigestSource): string 
   const {from: rows, layout} = from === 'stored' ? trusted : withPlainText(schema, table, where)
   return `(
     select key, digest, hash, accepted, has_key, not accepted or hash is not null as counts,
-      ('x' || encode(coalesce(case when accepted then hash else digest end, ''), 'hex'))::bit(64)::bigint as place
+      ${placeSql('case when accepted then hash else digest end')} as place
     from (
       select _sync_key as key, ${digestExpression(layout, from)} as digest, _sync_hash as hash,
         _sync_diverged is not null as accepted, ${hasKeySql(layout)} as has_key
@@ -188,9 +188,17 @@ function hasKeySql(layout: TableLayout): string {
   if (columns.length > 1 || first?.type !== 'text' || first.affinity !== 'text') return computed
   // The usual key is one plain text, compared at the cost of nothing.
   const c = quote(first.target)
-  return `case when _sync_raw is null and _sync_key = ${c} and not starts_with(${c}, '~') and octet_length(${c}) <= ${LONGEST_KEY_BYTES}
+  return `case when _sync_raw is null and _sync_key = ${c} and ascii(${c}) <> ${TILDE} and octet_length(${c}) <= ${LONGEST_KEY_BYTES}
     then true else ${computed} end`
 }
+
+/** The first eight bytes as a number: one by one, which is faster than through their hexadecimal digits. */
+function placeSql(digest: string): string {
+  const bytes = Array.from({length: 8}, (_, i) => `(get_byte(${digest}, ${i})::bigint << ${56 - 8 * i})`)
+  return `case when octet_length(${digest}) >= 8 then ${bytes.join(' | ')} else 0 end`
+}
+
+const TILDE = 126
 
 function digestExpression(layout: TableLayout, from: DigestSource): string {
   const computed = digestSql(layout)

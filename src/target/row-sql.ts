@@ -65,7 +65,7 @@ export function withPlainText(
 
 /** A balanced tree of `||`: a table of 1,500 columns in one chain would exhaust the server's parser stack. */
 function concatenation(parts: readonly string[]): string {
-  if (parts.length <= 8) return parts.join(' || ')
+  if (parts.length <= 2) return parts.join(' || ')
   const half = parts.length >> 1
   return `(${concatenation(parts.slice(0, half))}) || (${concatenation(parts.slice(half))})`
 }
