@@ -160,6 +160,8 @@ describe.each(['delete', 'wal'] as const)('%s', journal => {
     assert.equal((await later(19, () => told.run())).audit, undefined)
     const audited = await later(24, () => told.run())
     assert.deepEqual([audited.mode, audited.audit], ['unchanged', {rows: 0, tables: []}])
+    // In WAL mode nobody waits for what it reads.
+    assert.equal(audited.lock.max_hold_ms > 0, journal === 'delete')
     assert.equal((await later(25, () => told.run())).audit, undefined)
     assert.deepEqual((await later(48.1, () => told.run())).audit, {rows: 0, tables: []})
     assert.deepEqual(told.lines, [])

@@ -7,7 +7,7 @@ import {Writable} from 'node:stream'
 import {afterAll, beforeAll, describe, test} from 'vitest'
 import {connect} from '../postgres/connect.ts'
 import type {Pool} from '../postgres/sql.ts'
-import {createLog} from '../telemetry/log.ts'
+import {createLog, type Log} from '../telemetry/log.ts'
 import {
   leadingClient,
   leadingHost,
@@ -235,9 +235,40 @@ test('a session that has a file in WAL mode is not in the way: the app leaves WA
   assert.equal((await session.run()).rows.upserted, 1)
 })
 
-test('a lock held beyond the budget is told, one within it is not', async () => {
-  await using client = await loadedClient('delete')
-  await using session = await sessionOf(client)
+describe('a lock', () => {
+  test('held beyond the budget is told, one within it is not', async () => {
+    await using client = await loadedClient('delete')
+    await using session = await sessionOf(client)
+    const {log, lines} = warnings()
+    for (const lockBudgetMs of [60_000, 0.0001]) {
+      mutate(client.file, chance)
+      const {lock} = await session.run({log, limits: {...defaultLimits, lockBudgetMs}})
+      assert.ok(lock.max_hold_ms > 0 && lock.busy_retries === 0)
+      assert.equal(lines.length, lockBudgetMs === 60_000 ? 0 : 1, lines.join())
+    }
+    const {level, client: name, budget_ms} = JSON.parse(lines[0]!) as Record<string, unknown>
+    assert.deepEqual({level, name, budget_ms}, {level: 'warn', name: client.name, budget_ms: 0.0001})
+  })
+
+  test('held beyond the budget is told by a run that fails, too', async () => {
+    await using client = await loadedClient('delete')
+    await using proxy = await proxyTo(leader.host.endpoint)
+    await using pool = connect(proxy.endpoint, {applicationName: 'owsync-test'})
+    await using session = await sessionOf(client, pool)
+    await session.run()
+    mutate(client.file, chance, 5)
+    const {log, lines} = warnings()
+    proxy.cutAfter(700, 'up')
+    const limits = {...defaultLimits, lockBudgetMs: 0.0001}
+    await assert.rejects(session.run({log, limits}), {code: 'SYNC_CONNECTION_LOST'})
+    assert.ok(
+      lines.some(line => line.includes('LOCK_BUDGET_MS')),
+      lines.join(),
+    )
+  })
+})
+
+function warnings(): {log: Log; lines: readonly string[]} {
   const lines: string[] = []
   const stream = new Writable({
     write(line: Buffer, _, done) {
@@ -245,16 +276,8 @@ test('a lock held beyond the budget is told, one within it is not', async () => 
       done()
     },
   })
-  const log = createLog({level: 'warn', format: 'json', stream})
-  for (const lockBudgetMs of [60_000, 0.0001]) {
-    mutate(client.file, chance)
-    const {lock} = await session.run({log, limits: {...defaultLimits, lockBudgetMs}})
-    assert.ok(lock.max_hold_ms > 0 && lock.busy_retries === 0)
-    assert.equal(lines.length, lockBudgetMs === 60_000 ? 0 : 1, lines.join())
-  }
-  const {level, client: name, budget_ms} = JSON.parse(lines[0]!) as Record<string, unknown>
-  assert.deepEqual({level, name, budget_ms}, {level: 'warn', name: client.name, budget_ms: 0.0001})
-})
+  return {log: createLog({level: 'warn', format: 'json', stream}), lines}
+}
 
 test('a run that fails leaves a session that heals', async () => {
   await using client = await loadedClient('delete')
