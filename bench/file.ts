@@ -4,10 +4,11 @@ import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {generate, sizes as samples, type SampleSize} from '../src/sample/generate.ts'
 
-/** The files to measure with: the 750 MB one of the claims, one of 200 MB, and smaller ones (75 and 8 MB) for a quick look. */
+/** The files to measure with: the 750 MB one of the claims, ones of 200 and 10 MB, and others (75 and 8 MB) for a quick look. */
 export const sizes = {
   bench: samples.bench,
   '200MB': {users: 1_400, chats: 2_700, messages: 265_000},
+  '10MB': {users: 60, chats: 130, messages: 12_500},
   medium: {users: 500, chats: 1_000, messages: 100_000},
   small: {users: 50, chats: 100, messages: 10_000},
 } as const satisfies Record<string, SampleSize>
