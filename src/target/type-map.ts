@@ -136,7 +136,8 @@ export function fromText(text: string, affinity: Affinity): bigint | string {
  */
 export function canonicalSql(c: string, column: ColumnLayout, prefix = ''): string {
   const begin = (storageClass: string) => literal(prefix + storageClass)
-  const text = `${begin('t')} || octet_length(${c}) || ':' || ${c}`
+  // Most texts are ids of 36 characters, whose length need not be turned into text each time.
+  const text = `case octet_length(${c}) when 36 then ${begin('t36:')} || ${c} else ${begin('t')} || octet_length(${c}) || ':' || ${c} end`
   switch (column.type) {
     case 'bigint':
       return `${begin('i')} || ${c} || ';'`
