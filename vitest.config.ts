@@ -32,7 +32,7 @@ export default defineConfig({
           globalSetup: ['test/postgres-server.ts'],
           testTimeout: 120 * seconds,
           hookTimeout: 180 * seconds,
-          maxWorkers: 2, // one Postgres serves them all, often beside it on two cores
+          maxWorkers: 3, // one Postgres serves them all, often beside it on two cores; many of them wait
           sequence: {groupOrder: 1},
         },
       },
