@@ -1,5 +1,5 @@
 import {setTimeout as sleep} from 'node:timers/promises'
-import {SyncError} from '../core/errors.ts'
+import {errorTypeOf, SyncError} from '../core/errors.ts'
 import type {Connection, Pool, Tx} from '../postgres/sql.ts'
 import {FencedOutError} from '../postgres/refusals.ts'
 import {dropHint, hintKey, isSession, takeHint} from './hint.ts'
@@ -45,6 +45,7 @@ export class LeaseHeldError extends SyncError {
  *
  * @throws {LeaseHeldError} when another holder keeps the lease for longer than `patienceMs`.
  * @throws {FencedOutError} when the lease was lost while `work` ran.
+ * @throws {ConnectionLostError} when `work` stopped because the connection was lost that renews the lease.
  */
 export async function withLease<T>(
   pool: Pool,
@@ -78,8 +79,10 @@ export async function withLease<T>(
   try {
     return await work(lease)
   } catch (error) {
-    // The work failed because the lease was over: that is the reason to tell.
-    throw over.signal.aborted && !signal.aborted ? over.signal.reason : error
+    if (signal.aborted) throw error
+    // The work failed because the lease was over, or stopped because nobody renews it any more: that is what to tell.
+    if (over.signal.aborted) throw over.signal.reason
+    throw connection.lost.aborted && errorTypeOf(error) === 'aborted' ? connection.lost.reason : error
   } finally {
     renewing.abort()
     await renewal
