@@ -217,6 +217,42 @@ describe.each(journals)('the gate, %s', journal => {
   })
 })
 
+describe.each(['delete', 'wal'] as const)('an app that is idle (%s)', journal => {
+  test('finds its file, its log, its schema and its settings as it has left them, whatever we do', async () => {
+    await using client = await loadedClient(journal)
+    using app = new DatabaseSync(client.file)
+    app.exec(`pragma wal_autocheckpoint = 0; update measure set i = i + 1 where id < 20`)
+    const before = contentOf(client.file)
+    assert.deepEqual(Object.keys(before), journal === 'wal' ? ['.db', '.db-wal'] : ['.db'])
+    for (const capture of ['pages', 'digests'] as const) await client.sync({capture})
+    await client.sync({full: true})
+    {
+      await using session = await sessionOf(client)
+      for (const options of [{}, {full: true}, {dryRun: true}]) await session.run(options)
+      assert.deepEqual(contentOf(client.file), before)
+    }
+    assert.deepEqual(contentOf(client.file), before)
+    await assertMirror(leader.admin, schemaOf(client), client.file)
+  })
+})
+
+/** Digests of the file and of its log or journal. Another process asks: to close what it reads would drop this one's locks. */
+function contentOf(file: string): Record<string, string> {
+  const {status, stdout} = spawnSync(
+    'sh',
+    ['-c', 'sha256sum "$1" "$1"-wal "$1"-journal 2>/dev/null', 'sh', file],
+    {
+      encoding: 'utf8',
+    },
+  )
+  assert.ok(status === 0 || status === 1)
+  const lines = stdout
+    .trim()
+    .split('\n')
+    .map(line => line.split('  ') as [string, string])
+  return Object.fromEntries(lines.map(([digest, path]) => [path.slice(file.lastIndexOf('.')), digest]))
+}
+
 test('a session that has a file in WAL mode is not in the way: the app leaves WAL mode, and no log stays when it stops', async () => {
   await using client = await loadedClient('wal')
   await using session = await sessionOf(client)
