@@ -48,7 +48,7 @@ export async function syncBack(
           writtenBytes: (result.details.writtenBytes ?? 0) + wrote.bytes,
         },
         lock: {
-          max_hold_ms: Math.max(result.lock.max_hold_ms, Math.round(wrote.maxHoldMs * 10) / 10),
+          max_hold_ms: Math.max(result.lock.max_hold_ms, Math.ceil(wrote.maxHoldMs * 10) / 10),
           busy_retries: result.lock.busy_retries + wrote.busyRetries,
         },
       },

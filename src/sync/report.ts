@@ -17,7 +17,8 @@ export function rowsAfter(cut: Cut, sidecar: Sidecar): number {
 /** What a run says of its locks: none, where it has read nothing. */
 export function lockOf(source: Source | undefined): SyncResult['lock'] {
   const {maxHoldMs, busyRetries} = source?.lock ?? {maxHoldMs: 0, busyRetries: 0}
-  return {max_hold_ms: Math.round(maxHoldMs * 10) / 10, busy_retries: busyRetries}
+  // Upwards: a lock that was held is never told as none, nor one beyond the budget as within it.
+  return {max_hold_ms: Math.ceil(maxHoldMs * 10) / 10, busy_retries: busyRetries}
 }
 
 /** Gathers what the result of one run says. */

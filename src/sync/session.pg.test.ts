@@ -218,7 +218,7 @@ describe.each(journals)('the gate, %s', journal => {
 })
 
 describe.each(['delete', 'wal'] as const)('an app that is idle (%s)', journal => {
-  test('finds its file, its log, its schema and its settings as it has left them, whatever we do', async () => {
+  test('finds its file, its log, its schema and its settings as it has left them, however it is synced', async () => {
     await using client = await loadedClient(journal)
     using app = new DatabaseSync(client.file)
     app.exec(`pragma wal_autocheckpoint = 0; update measure set i = i + 1 where id < 20`)
