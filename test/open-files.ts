@@ -24,9 +24,10 @@ export async function watchOpenFiles(files: readonly string[]): Promise<OpenFile
 }
 
 // In a thread, so that it looks while SQLite has the other one. It opens none of the files: closing one would drop the
-// locks that this process has on it.
+// locks that this process has on it. A descriptor may be another file's by the time its flags are read: what is read
+// with them tells whose they are (`ino` in proc_pid_fdinfo(5), since Linux 5.14).
 const program = `
-  const {readdirSync, readFileSync, readlinkSync} = require('node:fs')
+  const {readdirSync, readFileSync, readlinkSync, statSync} = require('node:fs')
   const {parentPort, workerData} = require('node:worker_threads')
   const writable = new Set()
   let looks = 0
@@ -36,8 +37,9 @@ const program = `
       try {
         const file = readlinkSync('/proc/self/fd/' + fd)
         if (!workerData.includes(file)) continue
-        const flags = parseInt(/^flags:\\s+(\\d+)/m.exec(readFileSync('/proc/self/fdinfo/' + fd, 'utf8'))[1], 8)
-        if ((flags & 3) !== 0) writable.add(file)
+        const info = readFileSync('/proc/self/fdinfo/' + fd, 'utf8')
+        const [flags, ino] = ['flags', 'ino'].map(name => new RegExp('^' + name + ':\\\\s+(\\\\d+)', 'm').exec(info)[1])
+        if ((parseInt(flags, 8) & 3) !== 0 && ino === String(statSync(file, {bigint: true}).ino)) writable.add(file)
       } catch (error) {
         if (error.code !== 'ENOENT') throw error
       }
