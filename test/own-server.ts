@@ -1,4 +1,4 @@
-import {randomBytes} from 'node:crypto'
+import {randomBytes, randomInt} from 'node:crypto'
 import {chown, mkdtemp, rm} from 'node:fs/promises'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
@@ -9,7 +9,7 @@ import {migrate} from '../src/postgres/migrate.ts'
 import {
   embeddedBinaries,
   exitOf,
-  freePort,
+  isPortFree,
   initialise,
   lastWords,
   launch,
@@ -29,6 +29,14 @@ export type OwnServer = AsyncDisposable & {
 
 const applicationName = 'owsync-test'
 
+/** @returns a free port that nobody is given while the server is down: the system gives away higher ones. */
+async function lastingPort(): Promise<number> {
+  for (;;) {
+    const port = randomInt(20_000, 32_000)
+    if (await isPortFree(port)) return port
+  }
+}
+
 export async function ownServer(): Promise<OwnServer> {
   await using resources = new AsyncDisposableStack()
   const home = await mkdtemp(join(tmpdir(), 'owsync-server-'))
@@ -39,7 +47,7 @@ export async function ownServer(): Promise<OwnServer> {
   const password = randomBytes(18).toString('base64url')
   const log = join(home, 'server.log')
   const data = await initialise({home, binaries, password, log, isThrowAway: true})
-  const port = await freePort()
+  const port = await lastingPort()
   const endpoint = parseEndpoint(`postgresql://postgres:${password}@127.0.0.1:${port}/postgres`)
 
   let running: {readonly pid: number; readonly ended: Promise<string>} | undefined

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict'
 import {randomBytes} from 'node:crypto'
-import {setTimeout as sleep} from 'node:timers/promises'
 import {describe, test} from 'vitest'
 import {testDatabase, type TestDatabase} from '../../test/database.ts'
 import {evolve, testClient, testHost} from '../../test/host.ts'
+import {waitsForLock} from '../../test/waits-for-lock.ts'
 import {UsageError} from '../core/errors.ts'
 import {parseEndpoint, withChanges} from '../net/endpoint.ts'
 import {
@@ -151,7 +151,7 @@ describe('rotating a password', () => {
       await old.begin(async tx => {
         await make(tx)
         rotating = rotatePassword(db, db.endpoint, {cluster: old.cluster, graceMs: 600_000})
-        await sleep(200)
+        await waitsForLock(db)
       })
       await using fresh = connect((await rotating)!.endpoint, {applicationName: 'owsync-test'})
       await fresh`insert into acme.t (_sync_key) values (gen_random_uuid()::text)`
@@ -276,6 +276,7 @@ describe('transferring a client', () => {
     await host.begin(async tx => {
       await tx`select sync_metadata.advance_generation(${id}, 0, gen_random_uuid(), 1)`
       transferring = transferClient(db, {client: 'acme', toCluster: 'host-b'})
+      await waitsForLock(db)
     })
     await transferring
     assert.deepEqual(await other`select generation from sync_metadata.client_deployments`, [{generation: 1n}])

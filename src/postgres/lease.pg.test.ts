@@ -3,6 +3,7 @@ import {setTimeout as sleep} from 'node:timers/promises'
 import {describe, test} from 'vitest'
 import {testDatabase} from '../../test/database.ts'
 import {testHost, type TestHost} from '../../test/host.ts'
+import {waitsForLock} from '../../test/waits-for-lock.ts'
 import {FencedOutError} from './refusals.ts'
 import type {Sql} from './sql.ts'
 
@@ -284,16 +285,4 @@ async function prefer(sql: Sql, node: string | null, {ms = 60_000, expected, for
   const [row] = await sql<{done: boolean}>`
     select sync_metadata.prefer_node(${node}, ${ms}, ${expected}, ${force}) as done`
   return row!.done
-}
-
-/** Resolves once one of the host's own sessions waits for a lock. */
-async function waitsForLock(host: TestHost): Promise<void> {
-  const deadline = performance.now() + 5_000
-  for (;;) {
-    const waiting = await host`
-      select 1 from pg_stat_activity where usename = ${host.role} and wait_event_type = 'Lock'`
-    if (waiting.length > 0) return
-    assert.ok(performance.now() < deadline, 'nothing waits for a lock')
-    await sleep(5)
-  }
 }

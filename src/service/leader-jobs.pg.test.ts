@@ -313,7 +313,7 @@ describe('what is due', () => {
     await using jobs = await leadingJobs(leader, {env: {DELETE_GUARD: '0,0%'}})
     await until('the first sync', () => (statusesOf(jobs, client).includes('success') ? true : undefined))
     const touch = (statement: string) => {
-      using db = new DatabaseSync(client.file)
+      using db = new DatabaseSync(client.file, {timeout: 5_000})
       db.exec(statement)
     }
     touch('create table guarded (id integer primary key); insert into guarded values (1), (2), (3)')

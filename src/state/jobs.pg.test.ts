@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict'
-import {setTimeout as sleep} from 'node:timers/promises'
 import {afterAll, beforeAll, beforeEach, describe, test} from 'vitest'
 import {UsageError} from '../core/errors.ts'
 import {testDatabase, type TestDatabase} from '../../test/database.ts'
 import {refusal, testClient, testHost, type TestHost} from '../../test/host.ts'
+import {waitsForLock} from '../../test/waits-for-lock.ts'
 import {
   cancelJob,
   claim,
@@ -353,7 +353,7 @@ describe('a run that nobody has queued', () => {
     const ended = await db.begin(async tx => {
       await showRun(tx, run)
       const ending = advance({job_id: run.jobId, triggered_by: 'scheduler', rows_upserted: 1})
-      await waitsForLock()
+      await waitsForLock(db)
       return {ending}
     })
     await ended.ending
@@ -426,7 +426,7 @@ test('what was found before a sync failed is no news after it, at the very momen
   const kept = await db.begin(async tx => {
     await failRun(tx, run, lasting)
     const keeping = host.begin(its => saveChecks(its, [check]))
-    await waitsForLock()
+    await waitsForLock(db)
     return {keeping}
   })
   await kept.keeping
@@ -486,17 +486,6 @@ test('progress is per table, and goes on from where it was', async () => {
     ],
   )
 })
-
-/** Resolves once somebody in this database waits for a lock. */
-async function waitsForLock(): Promise<void> {
-  for (let i = 0; i < 400; i++) {
-    const waiting = await db`select from pg_stat_activity
-      where datname = current_database() and wait_event_type = 'Lock'`
-    if (waiting.length > 0) return
-    await sleep(25)
-  }
-  assert.fail('nobody waits for a lock')
-}
 
 /** Ends a cut of the first client, as a worker does. */
 async function advance(result: object): Promise<void> {

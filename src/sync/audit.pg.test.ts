@@ -18,6 +18,7 @@ import {
 } from '../../test/leading-host.ts'
 import {compareMirror} from '../../test/mirror.ts'
 import {chanceOf, makeFile, seedOf, type Chance} from '../../test/mutator.ts'
+import {until} from '../../test/until.ts'
 import {AUDIT_EVERY_MS, auditDueAt} from './audit.ts'
 import {lockDeployment} from './lock.ts'
 import {Session} from './session.ts'
@@ -175,6 +176,7 @@ describe.each(['delete', 'wal'] as const)('%s', journal => {
     using told = session(client, (await client.deployment()).deploymentId)
     {
       await using app = startWriter({file: client.file, seed: clients, rate: 200, journalMode: journal})
+      await until(() => app.totals().writes > 0)
       let applied = 0
       for (let day = 1; day <= 8; day++) {
         const {audit, rows} = await later(24 * day, () => told.run())

@@ -438,12 +438,13 @@ describe.runIf(process.platform === 'linux').each(['delete', 'wal'] as const)(
 
       await direct('two_way')
       // The lease is too short to write by: the file stays open, as long as it takes to be seen.
-      let endsAt = 0
-      const lease = {...leader.lease, endsAt: () => endsAt}
+      let askedAt: number | undefined
+      const endsAt = () => {
+        askedAt ??= performance.now()
+        return performance.now() - askedAt < 1_000 ? 0 : Infinity
+      }
+      const lease = {...leader.lease, endsAt}
       const seen = await writable(async () => {
-        setTimeout(() => {
-          endsAt = Infinity
-        }, 1_000)
         const {written_to_source: wrote} = await client.sync({...options, lease})
         assert.deepEqual([wrote?.updated, wrote?.deleted, wrote?.left], [1, 1, 0])
       })

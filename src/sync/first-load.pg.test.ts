@@ -25,7 +25,7 @@ test('a connection that has copied its share of a chunk is not idle in its trans
   await using client = await leadingClient(leader, 'acme')
   fill(client.file)
   const {admin, host} = leader
-  await admin`alter role ${admin(host.role)} set idle_in_transaction_session_timeout = '500ms'`
+  await admin`alter role ${admin(host.role)} set idle_in_transaction_session_timeout = '1500ms'`
   await using pool = connect(host.endpoint, {max: 4, applicationName: 'owsync-test'})
   let pauses = 0
   const result = await client.sync({
@@ -34,7 +34,7 @@ test('a connection that has copied its share of a chunk is not idle in its trans
     onProgress(table: string) {
       if (table !== 'event') return
       pauses++
-      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100)
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 300)
     },
   })
   assert.equal(result.status, 'success')

@@ -73,7 +73,7 @@ test('a client is synced, a row of it refused, a job fails, and receivers of ale
   await leaderOf(site, [node])
   url = await apiOf(node)
   const file = join(site.folder, 'acme.db')
-  using source = new DatabaseSync(file)
+  using source = new DatabaseSync(file, {timeout: 5_000})
   source.exec('create table chat (id text primary key, title text, n int)')
   const insert = source.prepare('insert into chat values (?, ?, ?)')
   insert.run(row.key, row.title, 1)

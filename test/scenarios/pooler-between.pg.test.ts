@@ -28,7 +28,7 @@ describe.skipIf(noBouncer !== undefined)('PgBouncer', () => {
       process.stderr.write(`OWSYNC_SEED=${seed}\n`)
       await using site = await testSite()
       await using pooler = await bouncer(site.db.endpoint, mode)
-      await using client = await busyClient(site, 'acme', chanceOf(seed))
+      await using client = await busyClient(site, 'acme', chanceOf(seed), {waits: true})
       const endpoint = pooler.through(site.host.endpoint)
       const start = (role: 'node-a' | 'node-b') => startNode(site, role, {endpoint})
       const nodes = {'node-a': start('node-a'), 'node-b': start('node-b')}
