@@ -16,7 +16,8 @@ const FRAMES_AT = 16
 
 /**
  * Looks at a source. In WAL mode the header of the WAL's index is read: every commit changes it, and its salts are
- * another's as soon as the WAL begins anew.
+ * another's as soon as the WAL begins anew. An app with exclusive locks has its index in memory alone: its commits are
+ * seen by the WAL itself.
  *
  * @param mayReadIndex false while this process has the source open: closing the index would drop SQLite's locks on it.
  * @returns `undefined` when there is no such file.
@@ -32,7 +33,11 @@ export function look(path: string, mayReadIndex: boolean): Look | undefined {
   if (stat === undefined) return undefined
   const own = [file, stat.dev, stat.ino, stat.size, stat.mtimeNs, stat.ctimeNs].join(':')
   const index = mayReadIndex ? readIndex(`${file}-shm`) : undefined
-  return {file: own, content: index === undefined ? fingerprint(file) : `${own}:${index.toString('hex')}`}
+  if (index === undefined) return {file: own, content: fingerprint(file)}
+  const wal = statSync(`${file}-wal`, {bigint: true, throwIfNoEntry: false})
+  // Not by its ctime: as root SQLite sets the owner of a log anew whenever it is opened.
+  const log = [wal?.ino, wal?.size, wal?.mtimeNs].join(':')
+  return {file: own, content: `${own}:${log}:${index.toString('hex')}`}
 }
 
 /** @returns the index's header, unless there is none or its WAL is empty: all empty ones look the same. */
