@@ -8,8 +8,9 @@ import {UsageError} from '../core/errors.ts'
 import {NotYoursError} from '../postgres/refusals.ts'
 import type {Pool} from '../postgres/sql.ts'
 import {PermissionError} from '../postgres/sqlstate.ts'
-import {introspect, type SourceSpec, type TableSpec} from '../source/introspect.ts'
-import {explain, openSource, whenFree, type Source} from '../source/open.ts'
+import {readSchema} from '../source/capture.ts'
+import type {SourceSpec, TableSpec} from '../source/introspect.ts'
+import {explain, openSource, type Source} from '../source/open.ts'
 import {TableReader} from '../source/read.ts'
 import {
   findDeployment,
@@ -198,7 +199,7 @@ async function resolveDeployment(
  */
 export async function requireReadable(file: string, signal: AbortSignal): Promise<SourceSpec> {
   using source = await openSource(file, signal)
-  const spec = await whenFree(source, () => introspect(source.db), signal)
+  const spec = await readSchema(source, signal)
   refuseTooWide(spec.tables)
   refuseUnreadable(source, spec.tables)
   return spec

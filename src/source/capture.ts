@@ -143,6 +143,19 @@ export function isWal(source: Source): boolean {
   return source.db.prepare('pragma journal_mode').get()?.['journal_mode'] === 'wal'
 }
 
+/** Counts a lock that was held for so long outside of a {@link Pace}. In WAL mode nobody waits for it. */
+export function noteHold(source: Source, ms: number): void {
+  if (ms > source.lock.maxHoldMs && !isWal(source)) source.lock.maxHoldMs = ms
+}
+
+/** Reads the schema of a source, again while the app's lock refuses it. */
+export async function readSchema(source: Source, signal: AbortSignal): Promise<SourceSpec> {
+  const onHold = (ms: number) => {
+    noteHold(source, ms)
+  }
+  return await whenFree(source, () => introspect(source.db, onHold), signal)
+}
+
 async function capturePass(
   source: Source,
   options: CaptureOptions,
@@ -166,7 +179,7 @@ async function capturePass(
     // The app has left WAL mode meanwhile, where so long a transaction would keep it from committing.
     if (inOneTransaction && !isWal(source)) return 'schema moved'
     const start = before ?? versions()
-    const spec = await whenFree(source, () => introspect(db), signal)
+    const spec = await readSchema(source, signal)
     if (spec.schemaVersion !== start.schema) return 'schema moved'
     const {remembered, isSameSchema} = await whenFree(source, () => options.begin(spec), signal)
     let rows = 0

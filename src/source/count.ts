@@ -1,4 +1,4 @@
-import {isWal, Pace} from './capture.ts'
+import {isWal, Pace, readSchema} from './capture.ts'
 import {ident, introspect, type TableSpec} from './introspect.ts'
 import {beginRead, endRead, whenFree, type Source} from './open.ts'
 import {TableReader, type Position} from './read.ts'
@@ -37,7 +37,7 @@ export async function countRows(
     }
   }
   const pace = new Pace(source, lockBudgetMs, signal)
-  for (const table of (await whenFree(source, () => introspect(db), signal)).tables)
+  for (const table of (await readSchema(source, signal)).tables)
     tables.set(table.name, await countSlowly(source, table, pace))
   return {tables, consistent: false}
 }

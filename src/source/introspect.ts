@@ -1,6 +1,7 @@
 import type {DatabaseSync} from 'node:sqlite'
 import type {Pragmas, SchemaObject} from '../core/layout.ts'
 import {affinityOf, type Affinity} from '../core/value.ts'
+import {beginRead, endRead} from './open.ts'
 
 /** A column as SQLite declares it. */
 export type ColumnSpec = {
@@ -17,6 +18,9 @@ export type IndexSpec = {
   readonly columns: readonly string[]
 }
 
+/** A column of a key, and how its index compares it: not always as the column itself is compared. */
+export type KeyPart = {readonly column: string; readonly collation: string}
+
 /** An ordinary table of a live source: the shadow tables of virtual ones are ordinary too. */
 export type TableSpec = {
   readonly name: string
@@ -28,6 +32,8 @@ export type TableSpec = {
   readonly rowidName: string | undefined
   readonly keyedBy: 'primary key' | 'unique index' | 'rowid'
   readonly key: readonly string[]
+  /** What keeps rows with equal keys out, and has the rows in order: the key's columns as its index has them. */
+  readonly keyIndex: readonly KeyPart[]
   readonly columns: readonly ColumnSpec[]
   readonly indexes: readonly IndexSpec[]
 }
@@ -47,8 +53,10 @@ export type SourceSpec = {
  *
  * Virtual tables are DDL only: their rows live in their shadow tables, which are mirrored like any other table.
  * `sqlite_stat*` is left out: it is what ANALYZE makes of the other tables.
+ *
+ * @param onHold told of reads that take longer the more rows there are.
  */
-export function introspect(db: DatabaseSync): SourceSpec {
+export function introspect(db: DatabaseSync, onHold: OnHold = () => undefined): SourceSpec {
   const rows = db
     .prepare('select type, name, tbl_name, rootpage, sql from sqlite_schema order by rowid')
     .all() as {
@@ -62,7 +70,7 @@ export function introspect(db: DatabaseSync): SourceSpec {
   const tables = kept.filter(row => row.type === 'table' && Number(row.rootpage) !== 0)
   const ask = questions(db)
   return {
-    tables: tables.map(row => introspectTable(db, ask, row.name, Number(row.rootpage))),
+    tables: tables.map(row => introspectTable(db, ask, row.name, Number(row.rootpage), onHold)),
     // Automatic indexes have no SQL: their table's DDL makes them again.
     objects: kept.flatMap(row =>
       row.sql === null ? [] : [{type: row.type, name: row.name, table: row.tbl_name, sql: row.sql}],
@@ -99,15 +107,21 @@ function questions(db: DatabaseSync) {
     ),
     kind: db.prepare("select wr from pragma_table_list(?) where schema = 'main'"),
     indexes: db.prepare(
-      'select name, "unique" as is_unique, partial from pragma_index_list(?) order by name',
+      'select name, "unique" as is_unique, partial, origin from pragma_index_list(?) order by name',
     ),
-    parts: db.prepare('select name from pragma_index_xinfo(?) where key = 1 order by seqno'),
+    parts: db.prepare('select name, coll from pragma_index_xinfo(?) where key = 1 order by seqno'),
   }
 }
 
 type Questions = ReturnType<typeof questions>
 
-function introspectTable(db: DatabaseSync, ask: Questions, name: string, rootPage: number): TableSpec {
+function introspectTable(
+  db: DatabaseSync,
+  ask: Questions,
+  name: string,
+  rootPage: number,
+  onHold: OnHold,
+): TableSpec {
   const info = ask.columns.all(name) as {
     name: string
     type: string
@@ -132,7 +146,9 @@ function introspectTable(db: DatabaseSync, ask: Questions, name: string, rootPag
   const indexes = readIndexes(ask, name)
   const [alias] = primary
   const isRowid = primary.length === 1 && alias?.type.toUpperCase() === 'INTEGER'
-  const unique = primary.length > 0 ? undefined : usableKey(db, name, indexes, required)
+  const unique = primary.length > 0 ? undefined : usableKey(db, name, indexes, required, onHold)
+  const key = primary.length > 0 ? primary.map(column => column.name) : (unique?.columns ?? [])
+  const keptBy = unique ?? indexes.find(({origin}) => origin === 'pk')
   return {
     name,
     rootPage,
@@ -141,26 +157,38 @@ function introspectTable(db: DatabaseSync, ask: Questions, name: string, rootPag
       withoutRowid || (rowidName === undefined && !isRowid && (primary.length > 0 || unique !== undefined)),
     rowidName,
     keyedBy: primary.length > 0 ? 'primary key' : unique ? 'unique index' : 'rowid',
-    key: primary.length > 0 ? primary.map(column => column.name) : (unique ?? []),
+    key,
+    keyIndex: keptBy?.parts ?? key.map(column => ({column, collation: 'BINARY'})),
     columns,
     indexes: indexes.map(({name, columns}) => ({name, columns})),
   }
 }
 
-function readIndexes(ask: Questions, table: string): (IndexSpec & {unique: boolean; partial: boolean})[] {
+type Index = IndexSpec & {
+  readonly parts: readonly KeyPart[]
+  readonly unique: boolean
+  readonly partial: boolean
+  /** What made it: `c` an own statement, `u` a UNIQUE, `pk` a PRIMARY KEY. */
+  readonly origin: string
+}
+
+function readIndexes(ask: Questions, table: string): Index[] {
   const list = ask.indexes.all(table) as {
     name: string
     is_unique: number | bigint
     partial: number | bigint
+    origin: string
   }[]
   return list.flatMap(index => {
-    const parts = ask.parts.all(index.name) as {name: string | null}[]
-    const columns = parts.flatMap(part => (part.name === null ? [] : [part.name]))
-    if (columns.length !== parts.length || columns.length === 0) return []
+    const all = ask.parts.all(index.name) as {name: string | null; coll: string}[]
+    const parts = all.flatMap(({name, coll}) => (name === null ? [] : [{column: name, collation: coll}]))
+    if (parts.length !== all.length || parts.length === 0) return []
     return [
       {
         name: index.name,
-        columns,
+        columns: parts.map(({column}) => column),
+        parts,
+        origin: index.origin,
         unique: Number(index.is_unique) === 1,
         partial: Number(index.partial) === 1,
       },
@@ -172,9 +200,10 @@ function readIndexes(ask: Questions, table: string): (IndexSpec & {unique: boole
 function usableKey(
   db: DatabaseSync,
   table: string,
-  indexes: readonly (IndexSpec & {unique: boolean; partial: boolean})[],
+  indexes: readonly Index[],
   required: ReadonlySet<string>,
-): readonly string[] | undefined {
+  onHold: OnHold,
+): Index | undefined {
   const nullable = (columns: readonly string[]) => columns.filter(column => !required.has(column))
   return indexes
     .filter(index => index.unique && !index.partial)
@@ -183,12 +212,11 @@ function usableKey(
         a.columns.length - b.columns.length || nullable(a.columns).length - nullable(b.columns).length,
     )
     .find(index =>
-      nullable(index.columns).every(
-        column =>
-          db.prepare(`select 1 from ${ident(table)} where ${ident(column)} is null limit 1`).get() ===
-          undefined,
-      ),
-    )?.columns
+      nullable(index.columns).every(column => {
+        const nulls = `select 1 from ${ident(table)} where ${ident(column)} is null limit 1`
+        return underLock(db, onHold, () => db.prepare(nulls).get()).result === undefined
+      }),
+    )
 }
 
 function readPragmas(db: DatabaseSync): Pragmas {
@@ -215,10 +243,17 @@ function pragma(db: DatabaseSync, name: string): unknown {
 
 /** How many values of a table are looked at, at most, to choose the types of new columns. */
 const SAMPLED_VALUES = 20_000
+/** Between these a look at some rows is neither too many of them nor a lock too long. */
+const LOOK_MS = {least: 2, most: 5}
+
+/** Told for how long a read has held its lock, in ms. */
+export type OnHold = (ms: number) => void
 
 /**
  * Which storage classes the columns of a table hold, in a sample of its first and last rows: bits for `classes`.
- * Only record headers are read, so long values cost nothing.
+ *
+ * Of most values only the record's header is read, but an integer may stand behind a long value. So it is some rows at a
+ * time, each time under a lock of its own unless a transaction is open.
  */
 export function sampleClasses(
   db: DatabaseSync,
@@ -231,15 +266,8 @@ export function sampleClasses(
     readonly text: number
     readonly blob: number
   },
+  onHold: OnHold,
 ): number[] {
-  const rows = Math.max(20, Math.ceil(SAMPLED_VALUES / table.columns.length / 2))
-  const name = ident(table.name)
-  const place = table.rowidName
-  const sampled =
-    place === undefined
-      ? `${name} limit ${rows}`
-      : `${name} where ${place} in (select * from (select ${place} from ${name} order by ${place} limit ${rows})
-          union all select * from (select ${place} from ${name} order by ${place} desc limit ${rows}))`
   // Only integers are read, so that neither a long value nor one that is too long is. What compares a column needs its
   // collation, which only the app may have.
   const classOf = (c: string) =>
@@ -247,16 +275,76 @@ export function sampleClasses(
       when 'blob' then ${classes.blob} else case when ${c} collate binary in (0, 1) then ${classes.bit}
       when ${c} collate binary between -9007199254740992 and 9007199254740992 then ${classes.integer}
       else ${classes.wideInteger} end end`
-  const found: number[] = []
-  // A few hundred columns a statement: SQLite limits its length and the columns of its result.
-  for (let at = 0; at < table.columns.length; at += 200) {
-    const columns = table.columns.slice(at, at + 200).map(column => classOf(ident(column.name)))
-    const statement = db.prepare(`select distinct ${columns.join(', ')} from ${sampled}`)
-    statement.setReturnArrays(true)
-    let seen = columns.map(() => 0)
-    for (const row of statement.iterate() as Iterable<unknown> as Iterable<number[]>)
-      seen = seen.map((bits, i) => bits | (row[i] ?? 0))
-    found.push(...seen)
+  const bits = table.columns.map(column => classOf(ident(column.name)))
+  const found = bits.map(() => 0)
+  const look = (rows: string, bound: readonly bigint[]) => {
+    // A few hundred columns a statement: SQLite limits its length and the columns of its result.
+    for (let at = 0; at < bits.length; at += 200) {
+      const some = bits.slice(at, at + 200).map((each, i) => `${each} as c${i}`)
+      const statement = db.prepare(`select distinct * from (select ${some.join(', ')} from ${rows})`)
+      statement.setReturnArrays(true)
+      for (const row of statement.iterate(...bound) as Iterable<unknown> as Iterable<number[]>)
+        for (const [i, each] of row.entries()) found[at + i] = (found[at + i] as number) | each
+    }
+  }
+  const wanted = Math.max(20, Math.ceil(SAMPLED_VALUES / bits.length / 2))
+  const name = ident(table.name)
+  const place = table.rowidName
+  if (place === undefined) {
+    inParts(db, wanted, onHold, (done, rows) => {
+      look(`${name} limit ${rows} offset ${done}`, [])
+      return rows
+    })
+    return found
+  }
+  for (const order of ['asc', 'desc']) {
+    let from: bigint | undefined
+    inParts(db, wanted, onHold, (_, rows) => {
+      const beyond = from === undefined ? '' : `where ${place} ${order === 'asc' ? '>' : '<'} ?`
+      const some = `(select ${place} from ${name} ${beyond} order by ${place} ${order} limit ${rows})`
+      const bound = from === undefined ? [] : [from]
+      const edge = db.prepare(
+        `select ${order === 'asc' ? 'max' : 'min'}(${place}) as edge, count(*) as rows from ${some}`,
+      )
+      edge.setReadBigInts(true)
+      const {edge: last, rows: count} = edge.get(...bound) as {edge: bigint | null; rows: bigint}
+      if (last !== null) look(`${name} where ${place} in ${some}`, bound)
+      from = last ?? undefined
+      return Number(count)
+    })
   }
   return found
+}
+
+/** Looks at so many rows, some at a time, until there are no more: as many as are looked at in a few milliseconds. */
+function inParts(
+  db: DatabaseSync,
+  wanted: number,
+  onHold: OnHold,
+  look: (done: number, rows: number) => number,
+): void {
+  let size = 8
+  for (let done = 0; done < wanted;) {
+    const rows = Math.min(size, wanted - done)
+    const {result: seen, ms} = underLock(db, onHold, () => look(done, rows))
+    done += rows
+    if (seen < rows) return
+    if (ms > LOOK_MS.most) size = Math.max(1, size >> 1)
+    else if (ms < LOOK_MS.least) size *= 2
+  }
+}
+
+/** Runs a read under a lock of its own, unless a transaction is open, and tells for how long it held it. */
+function underLock<T>(db: DatabaseSync, onHold: OnHold, read: () => T): {result: T; ms: number} {
+  const isOwn = !db.isTransaction
+  if (isOwn) beginRead(db)
+  const since = performance.now()
+  try {
+    const result = read()
+    const ms = performance.now() - since
+    if (isOwn) onHold(ms)
+    return {result, ms}
+  } finally {
+    if (isOwn) endRead(db)
+  }
 }

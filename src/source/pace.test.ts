@@ -7,7 +7,7 @@ import {setImmediate as nextTurn} from 'node:timers/promises'
 import {test} from 'vitest'
 import {spawn} from 'node:child_process'
 import {once} from 'node:events'
-import {capture, nextRest, Pace, type Remembered} from './capture.ts'
+import {capture, nextRest, Pace, readSchema, type Remembered} from './capture.ts'
 import {introspect} from './introspect.ts'
 import {openSource} from './open.ts'
 import {TableReader} from './read.ts'
@@ -144,6 +144,27 @@ test('the longest lock of all passes is told, not that of the last one', async (
     await rm(folder, {recursive: true, force: true})
   }
 })
+
+test.each(['delete', 'wal'])(
+  'reading a schema tells how long it held a lock, in journal mode %s',
+  async journal => {
+    const folder = await mkdtemp(join(tmpdir(), 'owsync-pace-'))
+    try {
+      const file = join(folder, 'webui.db')
+      using app = new DatabaseSync(file)
+      // Whether this index can be a key is to be seen in all of its rows.
+      app.exec(`pragma journal_mode = ${journal};
+      create table t (a text, b text); create unique index t_key on t (a, b); insert into t values ('a', 'b')`)
+      const {signal} = new AbortController()
+      using source = await openSource(file, signal)
+      const [table] = (await readSchema(source, signal)).tables
+      assert.deepEqual(table?.key, ['a', 'b'])
+      assert.equal(source.lock.maxHoldMs > 0, journal === 'delete')
+    } finally {
+      await rm(folder, {recursive: true, force: true})
+    }
+  },
+)
 
 const nothing: Remembered = {
   range: () => [],

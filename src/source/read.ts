@@ -47,7 +47,7 @@ export class TableReader {
   readonly table: TableSpec
   readonly #db: DatabaseSync
   /** Prepared at once, to find out whether the rows can be asked for at all. The others are when they are needed. */
-  readonly #first: StatementSync
+  #first: StatementSync
   readonly #touch: StatementSync
   #afterStatement: StatementSync | undefined
   #oneStatement: StatementSync | undefined
@@ -113,8 +113,8 @@ export class TableReader {
     const since = performance.now()
     const start = position === undefined ? [] : this.#bind(position)
     const statement = upTo === undefined ? this.#from(position) : this.#upTo(position)
-    const rows = statement.iterate(...start, ...(upTo === undefined ? [] : [upTo]))
     try {
+      const rows = statement.iterate(...start, ...(upTo === undefined ? [] : [upTo]))
       for (const row of rows as unknown as Iterable<Value[]>) {
         bytes += this.#settle(row)
         fetched.push(row)
@@ -125,7 +125,7 @@ export class TableReader {
       }
       if (fetched.length > 0) last = this.#positionOf(fetched[fetched.length - 1] as Value[])
     } catch (cause) {
-      if (errcode(cause) !== SQLITE_TOOBIG) throw cause
+      if (!this.#isTooBig(cause)) throw cause
       if (fetched.length > 0) last = this.#positionOf(fetched[fetched.length - 1] as Value[])
       const over = this.#oversized(last)
       refused.push(over.row)
@@ -163,7 +163,7 @@ export class TableReader {
           fetched.push(row)
         }
       } catch (cause) {
-        if (errcode(cause) !== SQLITE_TOOBIG) throw cause
+        if (!this.#isTooBig(cause)) throw cause
         refused.push(this.#oversized([rowid - 1n]).row)
       }
       if (bytes >= budget.bytes || performance.now() >= budget.endsAt) break
@@ -192,7 +192,7 @@ export class TableReader {
           if (found.key === key) rows.push(found)
         }
       } catch (cause) {
-        if (errcode(cause) !== SQLITE_TOOBIG) throw cause
+        if (!this.#isTooBig(cause)) throw cause
         refused.push(key)
       }
     }
@@ -214,9 +214,8 @@ export class TableReader {
       if (parts === undefined) continue
       const byRowid = 'rowid' in parts || table.keyedBy === 'rowid'
       const values = 'rowid' in parts ? [parts.rowid] : parts.values
-      const columns = byRowid ? [this.#rowid()] : table.key.map(ident)
-      if (columns.length !== values.length) continue
-      const where = columns.map(column => `${column} is iif(?, cast(? as text), ?)`).join(' and ')
+      if (values.length !== (byRowid ? 1 : table.key.length)) continue
+      const where = byRowid ? `${this.#rowid()} is ${mark(0)}` : this.#isOfKey()
       const statement =
         statements.get(byRowid) ??
         this.#db.prepare(`select 1 from ${ident(table.name)} where ${where} limit 1`)
@@ -239,9 +238,23 @@ export class TableReader {
     const parts = values ?? rowidOf(key)
     if (parts === undefined) return []
     if (values === undefined) return table.withoutRowid ? [] : this.#one().iterate(...(parts as bigint[]))
-    const where = table.key.map(column => `${ident(column)} is iif(?, cast(? as text), ?)`).join(' and ')
-    this.#byKey ??= this.#prepare(false, `where ${where}`)
+    this.#byKey ??= this.#prepare(false, `where ${this.#isOfKey()}`)
     return this.#byKey.iterate(...bindable(parts))
+  }
+
+  /**
+   * Whether a read failed because of a value that is too long. The statement that met it fails once more when it is next
+   * begun, so no statement outlives that.
+   */
+  #isTooBig(cause: unknown): boolean {
+    if (errcode(cause) !== SQLITE_TOOBIG) return false
+    this.#first = this.#prepare(false, '')
+    this.#afterStatement = undefined
+    this.#oneStatement = undefined
+    this.#untilStatement = undefined
+    this.#betweenStatement = undefined
+    this.#byKey = undefined
+    return true
   }
 
   #from(position: Position | undefined): StatementSync {
@@ -269,20 +282,46 @@ export class TableReader {
   #prepare(after: boolean, where: string): StatementSync {
     const {name, key, withoutRowid} = this.table
     const columns = this.table.columns.map(column => ident(column.name))
-    const order = withoutRowid ? key.map(ident) : [this.#rowid()]
-    const marks = order.map(() => 'iif(?, cast(? as text), ?)').join(', ')
-    const filter = after ? `where (${order.join(', ')}) > (${withoutRowid ? marks : '?'})` : where
+    const filter = after ? `where ${this.#isAfter()}` : where
     // A text in the key must be known exactly, or the row cannot be asked for again.
     const lead = withoutRowid
       ? key.map(name => `iif(typeof(${ident(name)}) = 'text', cast(${ident(name)} as blob), null)`)
       : [this.#rowid()]
-    const tail = where === '' ? `order by ${order.join(', ')}` : ''
+    const tail = where === '' ? `order by ${this.#order().join(', ')}` : ''
     const statement = this.#db.prepare(
       `select ${[...lead, ...columns].join(', ')} from ${ident(name)} ${filter} ${tail}`,
     )
     statement.setReadBigInts(true)
     statement.setReturnArrays(true)
     return statement
+  }
+
+  /**
+   * What the rows stand in the order of: the rowid, or the key as its index has it. By the collations of the columns
+   * different keys may be equal, and none of those behind the end of a page would ever be read.
+   */
+  #order(): string[] {
+    const {keyIndex, withoutRowid} = this.table
+    if (!withoutRowid) return [this.#rowid()]
+    return keyIndex.map(({column, collation}) => `${ident(column)} collate ${ident(collation)}`)
+  }
+
+  /** Behind a position, which {@link #bind} binds. */
+  #isAfter(): string {
+    const {key, keyIndex, withoutRowid} = this.table
+    const marks = withoutRowid ? keyIndex.map(({column}) => mark(key.indexOf(column))) : ['?']
+    return `(${this.#order().join(', ')}) > (${marks.join(', ')})`
+  }
+
+  /** Of a key, whose values {@link bindable} binds, and of no other one that a collation takes for equal. */
+  #isOfKey(): string {
+    const {key, keyIndex} = this.table
+    const terms = key.flatMap((column, i) => {
+      const inIndex = keyIndex.filter(part => part.column === column).map(({collation}) => collation)
+      const collations = new Set([...inIndex, 'BINARY'])
+      return [...collations].map(collation => `${ident(column)} is ${mark(i)} collate ${ident(collation)}`)
+    })
+    return terms.join(' and ')
   }
 
   #rowid(): string {
@@ -370,9 +409,7 @@ export class TableReader {
 
   #rawText(row: readonly Value[], at: number, text: string): Value {
     const name = (this.table.columns[at - this.#lead] as TableSpec['columns'][number]).name
-    const where = this.table.withoutRowid
-      ? this.table.key.map(part => `${ident(part)} is iif(?, cast(? as text), ?)`).join(' and ')
-      : `${this.#rowid()} = ?`
+    const where = this.table.withoutRowid ? this.#isOfKey() : `${this.#rowid()} = ?`
     const statement = this.#db.prepare(
       `select cast(${ident(name)} as blob) as bytes from ${ident(this.table.name)} where ${where}`,
     )
@@ -390,21 +427,20 @@ export class TableReader {
 
   #oversized(last: Position | undefined): {row: RefusedRow; position: Position} {
     const {name, key, withoutRowid, columns} = this.table
-    const order = withoutRowid ? key.map(ident) : [this.#rowid()]
-    const marks = withoutRowid ? order.map(() => 'iif(?, cast(? as text), ?)').join(', ') : '?'
-    const where = last === undefined ? '' : `where (${order.join(', ')}) > (${marks})`
+    const place = withoutRowid ? key.map(ident) : [this.#rowid()]
+    const where = last === undefined ? '' : `where ${this.#isAfter()}`
     const sizes = columns.map(column => `octet_length(${ident(column.name)})`)
     const statement = this.#db.prepare(
-      `select ${[...order, ...key.map(ident), ...sizes].join(', ')} from ${ident(name)} ${where} order by ${order.join(', ')} limit 1`,
+      `select ${[...place, ...key.map(ident), ...sizes].join(', ')} from ${ident(name)} ${where} order by ${this.#order().join(', ')} limit 1`,
     )
     statement.setReadBigInts(true)
     statement.setReturnArrays(true)
     const found = statement.get(...(last === undefined ? [] : this.#bind(last))) as unknown as Value[]
-    const position = found.slice(0, order.length)
-    const keyValues = found.slice(order.length, order.length + key.length)
+    const position = found.slice(0, place.length)
+    const keyValues = found.slice(place.length, place.length + key.length)
     const rowid = withoutRowid ? 0n : (position[0] as bigint)
     const large = columns
-      .map((column, i) => ({name: column.name, bytes: Number(found[order.length + key.length + i] ?? 0)}))
+      .map((column, i) => ({name: column.name, bytes: Number(found[place.length + key.length + i] ?? 0)}))
       .sort((a, b) => b.bytes - a.bytes)[0]
     const parts = keyValues.filter(value => value !== null)
     const rowKey =
@@ -424,7 +460,12 @@ function rowidOf(key: string): readonly Value[] | undefined {
   return 'rowid' in parts ? [parts.rowid] : parts.values
 }
 
-/** Three parameters a value, for `iif(?, cast(? as text), ?)`: a text that JavaScript cannot hold goes as its bytes. */
+/** The value at a place of what {@link bindable} binds. */
+function mark(at: number): string {
+  return `iif(?${3 * at + 1}, cast(?${3 * at + 2} as text), ?${3 * at + 3})`
+}
+
+/** Three parameters a value, for {@link mark}: a text that JavaScript cannot hold goes as its bytes. */
 function bindable(values: readonly Value[]): (bigint | number | string | Uint8Array | null)[] {
   return values.flatMap(value => (value instanceof RawText ? [1, value.bytes, null] : [0, null, value]))
 }

@@ -1,6 +1,6 @@
 import {isDeepStrictEqual} from 'node:util'
 import type {SourceSchema, TableLayout} from '../core/layout.ts'
-import {capture, type CaptureResult, type Delta, type Finder} from '../source/capture.ts'
+import {capture, noteHold, type CaptureResult, type Delta, type Finder} from '../source/capture.ts'
 import type {SourceRow} from '../source/read.ts'
 import {sampleClasses, type SourceSpec, type TableSpec} from '../source/introspect.ts'
 import type {Source} from '../source/open.ts'
@@ -139,7 +139,9 @@ export function classesOf(source: Source, spec: SourceSpec): (table: string, col
     const table = spec.tables.find(each => each.name === tableName) as TableSpec
     let classes = sampled.get(tableName)
     if (classes === undefined) {
-      classes = sampleClasses(source.db, table, Seen)
+      classes = sampleClasses(source.db, table, Seen, ms => {
+        noteHold(source, ms)
+      })
       sampled.set(tableName, classes)
     }
     return classes[table.columns.findIndex(column => column.name === columnName)] as number

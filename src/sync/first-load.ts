@@ -5,8 +5,8 @@ import {together} from '../core/together.ts'
 import type {Lease} from '../cluster/lease.ts'
 import {json, type Pool, type Tx} from '../postgres/sql.ts'
 import type {DataError} from '../postgres/sqlstate.ts'
-import {Pace, type Entry} from '../source/capture.ts'
-import {introspect, readDataVersion, type SourceSpec} from '../source/introspect.ts'
+import {Pace, readSchema, type Entry} from '../source/capture.ts'
+import {readDataVersion, type SourceSpec} from '../source/introspect.ts'
 import {whenFree, type Source} from '../source/open.ts'
 import {TableReader, type Position} from '../source/read.ts'
 import {saveSourceSchema, type Deployment} from '../state/deployments.ts'
@@ -102,7 +102,7 @@ export async function firstLoad(
 ): Promise<Loaded> {
   const {source, sidecar, deployment} = run
   const before = await whenFree(source, () => readDataVersion(source.db), signal)
-  const spec = await whenFree(source, () => introspect(source.db), signal)
+  const spec = await readSchema(source, signal)
   const planned = await whenFree(
     source,
     () => plan(spec.tables, previous?.tables ?? [], new Map(), existing, classesOf(source, spec)),

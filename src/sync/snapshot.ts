@@ -1,12 +1,6 @@
-import {Pace, isWal} from '../source/capture.ts'
+import {Pace, isWal, readSchema} from '../source/capture.ts'
 import {SchemaMovedError} from '../source/errors.ts'
-import {
-  introspect,
-  readDataVersion,
-  readSchemaVersion,
-  type SourceSpec,
-  type TableSpec,
-} from '../source/introspect.ts'
+import {readDataVersion, readSchemaVersion, type SourceSpec, type TableSpec} from '../source/introspect.ts'
 import {beginRead, endRead, errcode, whenFree, type Source} from '../source/open.ts'
 import {TableReader, type Position, type RefusedRow, type SourceRow} from '../source/read.ts'
 
@@ -47,7 +41,7 @@ export async function withSnapshot<T>(
       signal,
     )
   try {
-    const spec = await whenFree(source, () => introspect(db), signal)
+    const spec = await readSchema(source, signal)
     const result = await work({
       spec,
       async scan(table, {row, refused}) {

@@ -217,6 +217,26 @@ describe('a value that is too large', () => {
     assert.deepEqual(await liveIds(client), ['two'])
   })
 
+  test('is set aside wherever in its table it stands, and there may be several', async () => {
+    const {client, file, write} = newClient()
+    const fill = (from: number) => {
+      write(`insert into chat with recursive n (i) as (select ${from} union all select i + 1 from n where i < ${from} + 2999)
+        select printf('row-%d', i), iif(i % 1000 > 700 and i % 1000 < 703, zeroblob(1200000), 'fine'), i from n`)
+    }
+    const refused = (from: number) => [701, 702, 1701, 1702, 2701, 2702].map(i => `row-${from + i}`)
+    fill(0)
+    assert.equal((await site.syncHere(client, {sqlite: file})).status, 'quarantined')
+    const keys = async () => (await waiting(client)).map(({key}) => key).sort()
+    assert.deepEqual(await keys(), refused(0).sort())
+    assert.equal((await liveIds(client)).length, 2 + 3_000 - 6)
+    fill(3_000)
+    assert.equal((await site.syncHere(client)).status, 'quarantined')
+    assert.deepEqual(await keys(), [...refused(0), ...refused(3_000)].sort())
+    write("update chat set title = 'smaller' where octet_length(title) > 1000000")
+    assert.equal((await site.syncHere(client)).status, 'success')
+    await assertMirror(site.db, client, file)
+  })
+
   test('is set aside at a first load, and the rest of the file is there', async () => {
     const {client, file, write} = newClient()
     write("insert into chat values ('huge', zeroblob(1200000), 1), ('z', 'fine', 1)")

@@ -216,6 +216,35 @@ export const keys: readonly Shape[] = [
     ],
   },
   {
+    name: 'keys that their index tells apart and their columns do not, more than a page of them',
+    build: run(
+      'create table finer (a text collate nocase, v, primary key (a collate binary)) without rowid',
+      'create table trimmed (a text collate rtrim, v, primary key (a collate binary)) without rowid',
+      'create table hidden (a text collate nocase, rowid, oid, _rowid_, primary key (a collate binary))',
+      'create table twice (v, a text collate nocase, primary key (a, a collate binary)) without rowid',
+      'create table rowids (a text collate nocase, v, primary key (a collate binary))',
+      ...['finer (a, v)', 'hidden (a, oid)', 'twice (a, v)', 'rowids (a, v)'].map(
+        into => `insert into ${into} with recursive n (i) as (select 1 union all select i + 1 from n where i < 700)
+          select printf(form, i), i from n, (select 'ab%04d' as form union select 'AB%04d' union select 'Ab%04d')`,
+      ),
+      `insert into trimmed with recursive n (i) as (select 1 union all select i + 1 from n where i < 700)
+        select printf(form, i), i from n, (select '%d' as form union select '%d ' union select '%d  ')`,
+    ),
+    change: [
+      run(
+        ...['finer', 'hidden', 'twice', 'rowids'].map(
+          name => `delete from ${name} where a = 'AB0084' collate binary`,
+        ),
+        `delete from trimmed where a = '84' collate binary`,
+      ),
+      run(
+        ...['finer', 'hidden', 'twice', 'rowids'].map(
+          name => `update ${name} set a = 'aB' || substr(a, 3) where a = 'ab0400' collate binary`,
+        ),
+      ),
+    ],
+  },
+  {
     name: 'NOCASE keys with rowids',
     build: run(
       'create table tagged (id text not null, v)',
