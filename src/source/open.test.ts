@@ -83,13 +83,17 @@ test('files made beside a source are the app’s to write when they get its owne
     assert.equal(isSharedWith(file(mode), where, who), expected, `${mode.toString(8)}, uid ${who.uid}`)
 })
 
-test('a file in WAL mode is not read by a name that its log does not have', async () => {
+test('a file is not read by a name that its log, or its journal, does not have', async () => {
   const [file, other] = [join(dir, 'linked.db'), join(dir, 'other-name.db')]
   using app = new DatabaseSync(file)
   app.exec('create table note (body)')
   linkSync(file, other)
   using first = await openSource(other, signal)
   assert.equal(first.identity, identity(file))
+  app.exec('pragma journal_mode = persist; insert into note values (1); delete from note')
+  await assert.rejects(openSource(other, signal), /has another name.*linked.db-journal/)
+  using second = await openSource(file, signal)
+  assert.equal(second.identity, identity(file))
   app.exec("pragma journal_mode = wal; insert into note values ('in the log')")
   await assert.rejects(openSource(other, signal), /has another name/)
   using source = await openSource(file, signal)

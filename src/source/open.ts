@@ -5,6 +5,7 @@ import {
   existsSync,
   fstatSync,
   openSync,
+  readdirSync,
   readFileSync,
   readSync,
   realpathSync,
@@ -301,6 +302,19 @@ const MAGIC = Buffer.from('SQLite format 3\0', 'latin1')
 /** Where the header says that the file is in WAL mode: the version that is needed to read it is 2 then. */
 const READ_VERSION_AT = 19
 
+/** What is beside another name of a file that has several, or may be: its app's commits, or what they replace. */
+function logElsewhere(file: string, isInWal: boolean): string | undefined {
+  if (isInWal) return existsSync(`${file}-wal`) ? undefined : 'beside which its log may be'
+  const {dev, ino} = statSync(file)
+  const folder = dirname(file)
+  for (const name of readdirSync(folder).map(name => resolve(folder, name))) {
+    if (name === file || !existsSync(`${name}-journal`)) continue
+    const other = statSync(name, {throwIfNoEntry: false})
+    if (other?.dev === dev && other.ino === ino) return `beside which there is a journal: ${name}-journal`
+  }
+  return undefined
+}
+
 /** @returns the path with its links resolved: SQLite keeps the WAL and the journal beside the real file. */
 function refuseUnfit(named: string): string {
   let file = named
@@ -337,10 +351,11 @@ function refuseUnfit(named: string): string {
   if (size === 0) throw new SourceEmptyError(file)
   if (!head.subarray(0, MAGIC.length).equals(MAGIC)) throw notADatabase(file)
   const isInWal = head[READ_VERSION_AT] === 2
-  if (isInWal && names > 1 && !existsSync(`${file}-wal`))
+  const elsewhere = names > 1 ? logElsewhere(file, isInWal) : undefined
+  if (elsewhere !== undefined)
     throw new SourceUnreadableError(
       file,
-      'it is in WAL mode and has another name (a hard link), beside which its log may be',
+      `it has another name (a hard link), ${elsewhere}`,
       'Name the file by the path that its app uses; a symbolic link to that is fine.',
     )
   if (isInWal && !['-wal', '-shm'].every(suffix => existsSync(file + suffix))) refuseLog(file)
