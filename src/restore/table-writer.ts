@@ -1,7 +1,8 @@
 import type {DatabaseSync, StatementSync} from 'node:sqlite'
 import {partsOfKey} from '../core/canonical.ts'
-import type {SchemaObject, TableLayout} from '../core/layout.ts'
-import {RawText, type Affinity, type Value} from '../core/value.ts'
+import type {Pragmas, SchemaObject, TableLayout} from '../core/layout.ts'
+import type {Affinity, RawText, Value} from '../core/value.ts'
+import {neededBytes, threefold} from '../source/bind.ts'
 import {ident} from '../source/introspect.ts'
 import {errcode} from '../source/open.ts'
 import type {DeclaredColumn, DeclaredTable, IndexPart} from './declared.ts'
@@ -136,25 +137,24 @@ export function looseTable(
   }
 }
 
-/** Inserts rows of one table. Text that JavaScript cannot hold goes as its bytes. */
+/** Inserts rows of one table. Text that cannot be bound as it is goes as its bytes. */
 class Insert {
+  readonly #encoding: Pragmas['encoding']
   readonly #plain: StatementSync
   readonly #withBytes: StatementSync
 
   constructor(db: DatabaseSync, table: string, columns: readonly string[]) {
+    this.#encoding = db.prepare('pragma encoding').get()?.['encoding'] as Pragmas['encoding']
     const into = `insert into ${ident(table)} (${columns.join(', ')}) values`
     this.#plain = db.prepare(`${into} (${columns.map(() => '?').join(', ')})`)
     this.#withBytes = db.prepare(`${into} (${columns.map(() => 'iif(?, cast(? as text), ?)').join(', ')})`)
   }
 
   run(values: readonly Value[]): void {
-    if (values.some(value => value instanceof RawText)) this.#withBytes.run(...values.flatMap(threefold))
+    if (values.some(value => neededBytes(value, this.#encoding) !== undefined))
+      this.#withBytes.run(...values.flatMap(value => threefold(value, this.#encoding)))
     else this.#plain.run(...(values as Exclude<Value, RawText>[]))
   }
-}
-
-function threefold(value: Value): (number | Exclude<Value, RawText>)[] {
-  return value instanceof RawText ? [1, value.bytes, null] : [0, null, value]
 }
 
 function rowidName({columns}: DeclaredTable): string | undefined {

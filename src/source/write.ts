@@ -2,7 +2,9 @@ import {randomBytes, randomInt, randomUUID} from 'node:crypto'
 import {DatabaseSync, type SQLInputValue, type StatementSync} from 'node:sqlite'
 import {pathToFileURL} from 'node:url'
 import {keyOf, keyOfRowid, keyOfUnkeyed, partsOfKey} from '../core/canonical.ts'
+import type {Pragmas} from '../core/layout.ts'
 import {isSameValue, RawText, type Value} from '../core/value.ts'
+import {threefold} from './bind.ts'
 import {SourceBusyError, SourceUnreadableError} from './errors.ts'
 import {ident, introspect, readSchemaVersion, type SourceSpec, type TableSpec} from './introspect.ts'
 import {errcode, explain, longestValue, whenFree, type Source} from './open.ts'
@@ -278,7 +280,7 @@ export class SourceWriter implements Disposable {
     const spec = this.spec.tables.find(({name}) => name === table)
     if (spec === undefined) return undefined
     const ddl = this.spec.objects.find(({type, name}) => type === 'table' && name === table)?.sql ?? ''
-    const access = new TableAccess(this.#db, spec, ddl)
+    const access = new TableAccess(this.#db, spec, ddl, this.spec.pragmas.encoding)
     this.#tables.set(table, access)
     return access
   }
@@ -299,6 +301,7 @@ function untouchable(db: DatabaseSync): ReadonlySet<string> {
 class TableAccess {
   readonly #db: DatabaseSync
   readonly #table: TableSpec
+  readonly #encoding: Pragmas['encoding']
   readonly #reader: TableReader
   readonly #statements = new Map<string, StatementSync>()
   /** Not OR ABORT everywhere: it would also take the place of what the app's triggers say. */
@@ -306,9 +309,10 @@ class TableAccess {
   #unique: readonly UniqueIndex[] | undefined
 
   /** @param ddl the table's own. */
-  constructor(db: DatabaseSync, table: TableSpec, ddl: string) {
+  constructor(db: DatabaseSync, table: TableSpec, ddl: string, encoding: Pragmas['encoding']) {
     this.#db = db
     this.#table = table
+    this.#encoding = encoding
     // A constraint with ON CONFLICT REPLACE would delete other rows.
     this.#verb = /\bon\s+conflict\b/i.test(ddl) ? 'or abort' : ''
     this.#reader = new TableReader(db, table)
@@ -356,7 +360,9 @@ class TableAccess {
     const columns = [...values.keys()]
     const list = [...(own === undefined ? [] : [rowidName as string]), ...columns.map(ident)]
     const marks = list.map(() => 'iif(?, cast(? as text), ?)')
-    const bound = [...(own === undefined ? [] : [own]), ...values.values()].flatMap(threefold)
+    const bound = [...(own === undefined ? [] : [own]), ...values.values()].flatMap(value =>
+      this.#bound(value),
+    )
     this.#run(
       list.length === 0
         ? `insert ${this.#verb} into ${ident(name)} default values`
@@ -385,7 +391,7 @@ class TableAccess {
       const statement = this.#prepared(sql)
       statement.setReadBigInts(true)
       statement.setReturnArrays(true)
-      for (const row of statement.all(...wanted.flatMap(threefold)) as unknown as Value[][])
+      for (const row of statement.all(...wanted.flatMap(value => this.#bound(value))) as unknown as Value[][])
         keys.add(keyOfRow(row, this.#table))
     }
     certain.delete(key)
@@ -416,7 +422,7 @@ class TableAccess {
     const {where, bound} = this.#where(row)
     const set = changed.map(([name]) => `${ident(name)} = iif(?, cast(? as text), ?)`)
     this.#run(`update ${this.#verb} ${ident(this.#table.name)} set ${set.join(', ')} where ${where}`, [
-      ...changed.flatMap(([, value]) => threefold(value)),
+      ...changed.flatMap(([, value]) => this.#bound(value)),
       ...bound,
     ])
   }
@@ -431,8 +437,12 @@ class TableAccess {
     const values = key.map(name => row.values[columns.findIndex(column => column.name === name)] as Value)
     return {
       where: marks.join(' and '),
-      bound: values.flatMap(value => [...threefold(value), ...threefold(value)]),
+      bound: values.flatMap(value => [...this.#bound(value), ...this.#bound(value)]),
     }
+  }
+
+  #bound(value: Value): SQLInputValue[] {
+    return threefold(value, this.#encoding)
   }
 
   #run(sql: string, bound: readonly SQLInputValue[]): void {
@@ -566,11 +576,6 @@ function explained(file: string, cause: unknown): unknown {
     'Run as the user that owns the file, which must be able to write its folder too; or set the client’s direction to one_way.',
     {cause},
   )
-}
-
-/** Three parameters a value, for `iif(?, cast(? as text), ?)`: a text that JavaScript cannot hold goes as its bytes. */
-function threefold(value: Value): SQLInputValue[] {
-  return value instanceof RawText ? [1, value.bytes, null] : [0, null, value]
 }
 
 function isSame(a: Uint8Array | undefined, b: Uint8Array | undefined): boolean {

@@ -328,7 +328,7 @@ for (const encoding of ['UTF-8', 'UTF-16le', 'UTF-16be'])
     await using s = await stage(
       `create table t (id text primary key, v, w, x real, y integer, z blob);
       insert into t values ('p', cast(x'6100000062' as text), 9223372036854775807, 3.0, 'text', x'00ff'),
-        ('q', 'é😀', 1e300, 'r', 2.5, 'text'), ('r', '1', 1.5, -0.0, 1e19, null)`.replace(
+        ('q', 'é😀', 1e300, 'r', 2.5, 'text'), ('r', '1', 1.5, -0.0, 1e19, null), ('s', cast(x'fffe6161ffff' as text), 1, 2.5, 3, null)`.replace(
         /^/,
         `pragma encoding = '${encoding}';`,
       ),
@@ -343,10 +343,10 @@ for (const encoding of ['UTF-8', 'UTF-16le', 'UTF-16be'])
     const before = types()
     await s.edit(`delete from $.t`)
     const gone = await s.client.sync({conflictConfig: keepsTarget, accept: true})
-    assert.deepEqual(gone.written_to_source?.deleted, 3)
+    assert.deepEqual(gone.written_to_source?.deleted, 4)
     for (const {id} of await entries(s)) await undoConflict(leader.host, id, 'test')
     const back = await s.client.sync({conflictConfig: keepsTarget})
-    assert.deepEqual(back.written_to_source, {inserted: 3, updated: 0, deleted: 0, refused: 0, left: 0})
+    assert.deepEqual(back.written_to_source, {inserted: 4, updated: 0, deleted: 0, refused: 0, left: 0})
     assert.deepEqual(types(), before)
     await s.equal()
   })

@@ -41,8 +41,10 @@ const utf16 = (order: 'le' | 'be'): Shape => ({
 function buildBroken16(db: DatabaseSync, order: 'le' | 'be'): void {
   db.exec('create table broken (id integer primary key, v text)')
   db.exec('create table broken_keys (id text primary key, v)')
-  // A lone high surrogate, a lone low one, both reversed, an odd number of bytes, U+FFFD itself, a BOM.
+  // A lone high surrogate, a lone low one, both reversed, an odd number of bytes, U+FFFD itself, a BOM, and what is no
+  // character: one looks like the other order's BOM.
   const bigEndian = ['d83d', 'dc0d', 'dc0dd83d', '0061d8', 'fffd', 'feff0061', '0000', '00610000', 'd83ddc0d']
+  bigEndian.push('fffe0061', '0061ffff')
   bigEndian.forEach((hex, i) => {
     const bytes = Buffer.from(hex, 'hex')
     if (order === 'le' && bytes.length % 2 === 0) bytes.swap16()
