@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
-import {copyFile} from 'node:fs/promises'
+import {copyFile, rename, symlink} from 'node:fs/promises'
 import {join} from 'node:path'
+import type {DatabaseSync} from 'node:sqlite'
 import {afterAll, beforeAll, describe, test} from 'vitest'
 import {runCli} from '../../test/cli.ts'
 import {syncedHost, type SyncedHost} from '../../test/synced-host.ts'
@@ -98,6 +99,35 @@ describe('client register', () => {
     const {code, next, exit} = await errorOf('register', 'kept', '--sqlite', other)
     assert.deepEqual([code, exit], ['SYNC_USAGE', 64])
     assert.match(next, /--from-target/)
+  })
+
+  test('keeps a link as it is named: where it leads later is synced', async () => {
+    const build = (db: DatabaseSync) => {
+      db.exec(`create table chat (id text primary key, title text); insert into chat values ('a', 'one')`)
+    }
+    const first = m.source('linked-1', build)
+    const second = m.source('linked-2', db => {
+      build(db)
+      db.exec(`insert into chat values ('b', 'two')`)
+    })
+    const link = join(m.folder, 'linked')
+    await symlink(first, link)
+    assert.equal((await json('register', 'linked', '--sqlite', link))['sqlite_path'], link)
+    const {code} = await errorOf('register', 'linked', '--sqlite', second)
+    assert.equal(code, 'SYNC_USAGE')
+    assert.equal((await json('register', 'linked', '--sqlite', first))['sqlite_path'], first)
+    assert.equal((await json('register', 'linked', '--sqlite', link))['sqlite_path'], link)
+    const sync = async () => {
+      const {json: result} = await runCli(['sync', '--client', 'linked', '--json'], {env: m.env})
+      return ((result() as Document)['rows'] as {upserted: number}).upserted
+    }
+    assert.equal(await sync(), 1)
+    await symlink(second, `${link}.new`)
+    await rename(`${link}.new`, link)
+    assert.equal(await sync(), 1)
+    assert.equal((await json('register', 'linked', '--interval', '5m'))['sqlite_path'], link)
+    const attached = await json('register', 'linked', '--sqlite', link, '--from-target')
+    assert.deepEqual([attached['attached'], attached['sqlite_path']], [true, link])
   })
 
   test('--from-target attaches a copy, and the next sync is incremental', async () => {

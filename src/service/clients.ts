@@ -68,26 +68,27 @@ export async function register(
 ): Promise<Registered> {
   const {name, schema} = parseClientName(client)
   const known = await findDeployment(pool, schema)
-  const path = sqlite === undefined ? (known?.sqlitePath ?? undefined) : resolve(sqlite)
-  if (path === undefined)
+  const named = sqlite ?? known?.sqlitePath ?? undefined
+  if (named === undefined)
     throw new UsageError(`${name} has no SQLite file yet`, 'Give it with --sqlite FILE.')
+  // A link stays one: where it leads is for each sync to see.
+  const path = resolve(named)
   await requireReadable(path, signal)
-  const file = await realpath(path)
-  const isSame = known?.sqlitePath == null || (await sameFile(known.sqlitePath, file))
+  const isSame = known?.sqlitePath == null || (await sameFile(known.sqlitePath, path))
   if (!isSame)
     throw new UsageError(
       `${known.clientName} is registered with ${known.sqlitePath}`,
       'Give --from-target to attach another file to what Postgres has; `owsync client status` shows the client.',
     )
   const settings: SettingsChange = {
-    sqlite_path: file,
+    sqlite_path: path,
     ...(container !== undefined && {container_name: container}),
     ...(fqdn !== undefined && {fqdn}),
     ...scheduleChange(schedule),
     ...(paused && {sync_enabled: false}),
   }
   await pool.begin(async tx => {
-    await registerClient(tx, name, {sqlite_path: file})
+    await registerClient(tx, name, {sqlite_path: path})
     await changeSettings(tx, name, settings, undefined)
     await recordAudit(tx, {
       actor,
@@ -124,13 +125,13 @@ export async function attach(
       `Postgres has nothing of ${name} yet`,
       'Leave --from-target out: the first sync copies the whole file.',
     )
-  await requireReadable(resolve(sqlite), signal)
-  const file = await realpath(resolve(sqlite))
-  const look = {client: name, sqlite: file, full: false, dryRun: true, accept: false}
+  const path = resolve(sqlite)
+  await requireReadable(path, signal)
+  const look = {client: name, sqlite: path, full: false, dryRun: true, accept: false}
   const preview = await syncOnce(pool, config, look, signal)
   if (preview.status === 'success')
     await pool.begin(async tx => {
-      const settings = {sqlite_path: file, sync_enabled: true, ...scheduleChange(schedule)}
+      const settings = {sqlite_path: path, sync_enabled: true, ...scheduleChange(schedule)}
       await changeSettings(tx, name, settings, undefined)
       const {clientName} = deployment
       await recordAudit(tx, {actor, action: 'client.attached', client: clientName, details: settings})
@@ -269,6 +270,8 @@ export async function countBoth(
   return {tables, sourceError}
 }
 
-async function sameFile(a: string, b: string): Promise<boolean> {
-  return resolve(a) === b || (await realpath(a).catch(() => undefined)) === b
+/** Whether both are one path or lead to one file. */
+async function sameFile(known: string, path: string): Promise<boolean> {
+  const real = await realpath(path)
+  return resolve(known) === path || (await realpath(known).catch(() => undefined)) === real
 }

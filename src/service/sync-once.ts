@@ -1,5 +1,4 @@
 import {randomUUID} from 'node:crypto'
-import {realpath} from 'node:fs/promises'
 import {resolve} from 'node:path'
 import {withLease} from '../cluster/lease.ts'
 import type {Config} from '../config/config.ts'
@@ -186,7 +185,7 @@ async function resolveDeployment(
   }
   if (known === undefined) await requireReadable(client.sqlite, signal)
   // For a known client this checks that the two names really are one.
-  const path = known?.sqlitePath ?? (await realpath(client.sqlite))
+  const path = known?.sqlitePath ?? client.sqlite
   await registerDeployment(pool, client.name, path, Math.round(defaultSyncIntervalMs / 1_000))
   return (await findDeployment(pool, client.schema)) as Deployment
 }
