@@ -9,6 +9,7 @@ import fs, {
   statSync,
   symlinkSync,
   unlinkSync,
+  utimesSync,
   writeFileSync,
 } from 'node:fs'
 import {syncBuiltinESMExports} from 'node:module'
@@ -97,6 +98,19 @@ describe('whatever happens to the file', () => {
     })
     await told(ear, () => {
       commit(file)
+    })
+  })
+
+  test('another one of its size is copied over it, and its time is set back', async () => {
+    appOn(file).close()
+    copyFileSync(file, `${file}.other`)
+    commit(`${file}.other`)
+    utimesSync(file, 1e9, 1e9)
+    assert.equal(statSync(file).size, statSync(`${file}.other`).size)
+    await using ear = await listening(sourceWatcher(silentLog, byEar), file)
+    await told(ear, () => {
+      copyFileSync(`${file}.other`, file)
+      utimesSync(file, 1e9, 1e9)
     })
   })
 

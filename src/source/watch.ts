@@ -226,15 +226,18 @@ async function placeOf(path: string): Promise<Place | undefined> {
 }
 
 async function printOf({folder, name}: Place): Promise<Omit<Seen, 'at'>> {
-  const stats = await Promise.all([statOf(join(folder, name)), statOf(join(folder, `${name}-wal`))])
-  const times = stats.map(found => Number(found?.mtimeMs ?? 0))
+  const [own, log] = await Promise.all([statOf(join(folder, name)), statOf(join(folder, `${name}-wal`))])
+  const times = [own?.mtimeMs, own?.ctimeMs, log?.mtimeMs].map(ms => Number(ms ?? 0))
   return {
-    // Not `ctime`, which our own reads change.
-    print: stats
-      .map(found => (found ? [found.dev, found.ino, found.size, found.mtimeNs].join(':') : 'none'))
-      .join(),
+    // With `ctime`, because whoever copies over a file may set back its `mtime`. Not that of the log, which our own reads
+    // change.
+    print: [traceOf(own), own?.ctimeNs, traceOf(log)].join(),
     ageMs: Date.now() - Math.max(...times),
   }
+}
+
+function traceOf(found: BigIntStats | undefined): string {
+  return found ? [found.dev, found.ino, found.size, found.mtimeNs].join(':') : 'none'
 }
 
 /** What cannot be seen is as good as not there: a run says why. */
