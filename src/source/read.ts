@@ -1,4 +1,4 @@
-import type {DatabaseSync, StatementSync} from 'node:sqlite'
+import type {DatabaseSync, SQLInputValue, StatementSync} from 'node:sqlite'
 import {
   keyOf,
   keyOfRowid,
@@ -7,7 +7,9 @@ import {
   rowDigester,
   type RowDigester,
 } from '../core/canonical.ts'
+import type {Pragmas} from '../core/layout.ts'
 import {RawText, type Value} from '../core/value.ts'
+import {threefold} from './bind.ts'
 import {SourceUnreadableError} from './errors.ts'
 import {ident, type TableSpec} from './introspect.ts'
 import {endRead, errcode, longestValue} from './open.ts'
@@ -58,7 +60,7 @@ export class TableReader {
   readonly #keyAt: readonly number[]
   /** Leading result columns that say where the row stands: its rowid, or the bytes of each key column that is text. */
   readonly #lead: number
-  readonly #isUtf8: boolean
+  readonly #encoding: Pragmas['encoding']
 
   constructor(db: DatabaseSync, table: TableSpec) {
     this.table = table
@@ -69,7 +71,7 @@ export class TableReader {
       table.keyedBy === 'rowid',
     )
     this.#lead = table.withoutRowid ? table.key.length : 1
-    this.#isUtf8 = db.prepare('pragma encoding').get()?.['encoding'] === 'UTF-8'
+    this.#encoding = db.prepare('pragma encoding').get()?.['encoding'] as Pragmas['encoding']
     this.#first = this.#prepare(false, '')
     this.#touch = db.prepare('select 1 from sqlite_schema limit 1')
   }
@@ -220,7 +222,7 @@ export class TableReader {
         statements.get(byRowid) ??
         this.#db.prepare(`select 1 from ${ident(table.name)} where ${where} limit 1`)
       statements.set(byRowid, statement)
-      if (statement.get(...bindable(values)) === undefined) gone.add(key)
+      if (statement.get(...this.#bindable(values)) === undefined) gone.add(key)
     }
     return {keys: gone, holdMs: performance.now() - since}
   }
@@ -239,7 +241,7 @@ export class TableReader {
     if (parts === undefined) return []
     if (values === undefined) return table.withoutRowid ? [] : this.#one().iterate(...(parts as bigint[]))
     this.#byKey ??= this.#prepare(false, `where ${this.#isOfKey()}`)
-    return this.#byKey.iterate(...bindable(parts))
+    return this.#byKey.iterate(...this.#bindable(parts))
   }
 
   /**
@@ -313,7 +315,7 @@ export class TableReader {
     return `(${this.#order().join(', ')}) > (${marks.join(', ')})`
   }
 
-  /** Of a key, whose values {@link bindable} binds, and of no other one that a collation takes for equal. */
+  /** Of a key, whose values {@link threefold} binds, and of no other one that a collation takes for equal. */
   #isOfKey(): string {
     const {key, keyIndex} = this.table
     const terms = key.flatMap((column, i) => {
@@ -346,9 +348,13 @@ export class TableReader {
     )
   }
 
-  #bind(position: Position): (bigint | number | string | Uint8Array | null)[] {
+  #bind(position: Position): SQLInputValue[] {
     if (!this.table.withoutRowid) return position as bigint[]
-    return bindable(position)
+    return this.#bindable(position)
+  }
+
+  #bindable(values: readonly Value[]): SQLInputValue[] {
+    return values.flatMap(value => threefold(value, this.#encoding))
   }
 
   #positionOf(row: readonly Value[]): Position {
@@ -404,7 +410,7 @@ export class TableReader {
   #isSuspect(text: string): boolean {
     if (text.includes('\0') || text.includes('\ufffd')) return true
     // From UTF-16 SQLite makes a character of any two surrogates, in whatever order they stand.
-    return !this.#isUtf8 && /[\ud800-\udfff]/.test(text)
+    return this.#encoding !== 'UTF-8' && /[\ud800-\udfff]/.test(text)
   }
 
   #rawText(row: readonly Value[], at: number, text: string): Value {
@@ -460,12 +466,7 @@ function rowidOf(key: string): readonly Value[] | undefined {
   return 'rowid' in parts ? [parts.rowid] : parts.values
 }
 
-/** The value at a place of what {@link bindable} binds. */
+/** The value at a place of what {@link threefold} binds. */
 function mark(at: number): string {
   return `iif(?${3 * at + 1}, cast(?${3 * at + 2} as text), ?${3 * at + 3})`
-}
-
-/** Three parameters a value, for {@link mark}: a text that JavaScript cannot hold goes as its bytes. */
-function bindable(values: readonly Value[]): (bigint | number | string | Uint8Array | null)[] {
-  return values.flatMap(value => (value instanceof RawText ? [1, value.bytes, null] : [0, null, value]))
 }

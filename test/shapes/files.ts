@@ -51,6 +51,10 @@ function buildBroken16(db: DatabaseSync, order: 'le' | 'be'): void {
     db.prepare('insert into broken values (?, cast(? as text))').run(BigInt(i), bytes)
     db.prepare('insert into broken_keys values (cast(? as text), ?)').run(bytes, BigInt(i))
   })
+  // More than a page of them, whose place is their key.
+  db.exec(`create table broken_places (id text primary key, v) without rowid;
+    insert into broken_places with recursive n (i) as (select 1 union all select i + 1 from n where i < 1200)
+      select cast(cast(printf('%04d', i) as blob) || x'ffff' as text), cast(x'0000' as text) from n`)
 }
 
 /** Kinds of files: pages, encodings, settings, and files with nothing in them. */
