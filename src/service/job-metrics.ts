@@ -19,9 +19,7 @@ export function countSync(
   metrics.syncOperations.inc({client, status})
   metrics.conflictsUnresolved.set({client}, conflicts.pending)
   if (status === 'success' || status === 'unchanged') metrics.lastSync.set({client}, Date.now() / 1_000)
-  // Behind the gate nothing was read: the last lock is still the last one.
-  if (lock.max_hold_ms > 0) metrics.lockHold.set({client}, lock.max_hold_ms / 1_000)
-  metrics.lockBusy.inc({client}, lock.busy_retries)
+  countLock(metrics, client, lock)
   if (status === 'unchanged') return
   metrics.syncDuration.observe({client}, ms / 1_000)
   for (const {table, code, rows} of details?.refused ?? [])
@@ -38,4 +36,11 @@ export function countSync(
   metrics.syncBytes.inc({client, direction: 'sent'}, bytes)
   for (const {table, upserted, tombstoned} of details?.changes ?? [])
     metrics.syncRows.inc({client, table}, upserted + tombstoned)
+}
+
+/** Counts what a sync tells of its locks, whatever came of it. */
+export function countLock(metrics: Metrics, client: string, lock: SyncResult['lock']): void {
+  // Behind the gate nothing was read: the last lock is still the last one.
+  if (lock.max_hold_ms > 0) metrics.lockHold.set({client}, lock.max_hold_ms / 1_000)
+  metrics.lockBusy.inc({client}, lock.busy_retries)
 }

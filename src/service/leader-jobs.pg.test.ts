@@ -271,6 +271,17 @@ describe('what is due', () => {
     assert.deepEqual(row, {last_sync_status: 'failed'})
   })
 
+  test('a sync that an app keeps from its file for long fails, and what it waited for is counted', async () => {
+    await using client = await newClient()
+    await using jobs = await leadingJobs(leader)
+    using app = new DatabaseSync(client.file)
+    app.exec('begin exclusive')
+    await askFor(leader, client)
+    await until('the failure', () => (statusesOf(jobs, client).includes('failed') ? true : undefined))
+    app.exec('rollback')
+    assert.ok((await valueOf(jobs.metrics, 'sync_lock_busy_total', {client: client.name})) > 5)
+  })
+
   test('a live source that was missing for long is synced as soon as it is there', async () => {
     await using client = await newClient()
     await schedule(leader, client, {schedule: 'live'})

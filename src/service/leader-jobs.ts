@@ -18,6 +18,7 @@ import {listScheduled, saveChecks, type Scheduled} from '../state/scheduled.ts'
 import type {Log} from '../telemetry/log.ts'
 import {observePool, type Metrics} from '../telemetry/metrics.ts'
 import {Freshness} from './freshness.ts'
+import {countLock} from './job-metrics.ts'
 import {failureOf} from './job-orders.ts'
 import {newRunning, passes, Runs, type EndedRun, type Entry} from './job-runs.ts'
 import {pollMarks, purge} from './upkeep.ts'
@@ -130,7 +131,12 @@ class Leading implements AsyncDisposable {
     this.#pace = {...usualPace, ...deps.pace}
     this.#signal = AbortSignal.any([signal, this.#over.signal])
     this.#watch = sourceWatcher(log)
-    this.#workers = new Workers(workersOptions(config, endpoint, lease, log, observePool(metrics, 'workers')))
+    this.#workers = new Workers({
+      ...workersOptions(config, endpoint, lease, log, observePool(metrics, 'workers')),
+      onFailedLock: (client, lock) => {
+        countLock(metrics, client, lock)
+      },
+    })
     this.#runs = new Runs(
       {
         ...deps,

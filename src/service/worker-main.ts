@@ -185,6 +185,9 @@ class Worker {
       conflictConfig: this.#settings.conflictConfig,
       log: this.#log,
       onProgress: this.#onProgress,
+      onFailedLock: lock => {
+        this.#tell({type: 'lock', lock})
+      },
     }
     const session = await this.#session({deploymentId, clientName, schemaName}, signal)
     return await session.run(run, signal)

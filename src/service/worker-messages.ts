@@ -86,6 +86,8 @@ export type FromWorker =
   | {readonly type: 'progress'; readonly table: string; readonly rows: number}
   | {readonly type: 'done'; readonly result: OutcomeOf<AnyOrder>}
   | {readonly type: 'failed'; readonly error: ErrorFacts}
+  /** What a sync that fails tells of its locks, before it does. */
+  | {readonly type: 'lock'; readonly lock: SyncResult['lock']}
   | {readonly type: 'released'; readonly deploymentId: string}
   | {readonly type: 'log'; readonly level: Level; readonly fields: Fields; readonly message: string}
 

@@ -6,6 +6,7 @@ import type {Lease} from '../cluster/lease.ts'
 import {SyncError} from '../core/errors.ts'
 import type {PoolSeen, StatementSeen} from '../postgres/observe.ts'
 import {exitOf} from '../postgres/server.ts'
+import type {SyncResult} from '../sync/sync.ts'
 import type {Log} from '../telemetry/log.ts'
 import {
   errorOf,
@@ -56,6 +57,8 @@ export type WorkerOptions = {
   readonly onEnd: (worker: Worker) => void
   /** What it has done in Postgres since the last call. What it did in its last half second is lost when it is killed. */
   readonly onDatabase?: (worker: Worker, statements: readonly StatementSeen[], pool: PoolSeen) => void
+  /** What a sync that has failed tells of its locks. */
+  readonly onFailedLock?: ((client: string, lock: SyncResult['lock']) => void) | undefined
   /** After so many beats without an answer it is taken for frozen, and killed. */
   readonly mostUnanswered?: number
 }
@@ -191,6 +194,9 @@ export class Worker implements AsyncDisposable {
         break
       case 'progress':
         run?.onProgress(message.table, message.rows)
+        break
+      case 'lock':
+        if (run !== undefined) this.#options.onFailedLock?.(run.order.clientName, message.lock)
         break
       case 'done':
         this.#run = undefined

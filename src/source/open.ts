@@ -69,10 +69,15 @@ const PATIENCE_MS = 5_000
 /**
  * Opens a SQLite file for reading, in whatever state its app has it.
  *
+ * @param lock is the source's; whoever gives it has the numbers also when opening fails.
  * @throws {SourceUnreadableError} when it is missing, not a readable SQLite file, or on a network file system.
  * @throws {SourceBusyError} when a lock or an unfinished transaction of the app is in the way.
  */
-export async function openSource(path: string, signal: AbortSignal): Promise<Source> {
+export async function openSource(
+  path: string,
+  signal: AbortSignal,
+  lock: Source['lock'] = {busyRetries: 0, maxHoldMs: 0},
+): Promise<Source> {
   const file = refuseUnfit(resolve(path))
   const seen = identity(file)
   let db: DatabaseSync
@@ -81,7 +86,7 @@ export async function openSource(path: string, signal: AbortSignal): Promise<Sou
   } catch (cause) {
     throw explain(file, cause)
   }
-  const source = sourceOf(file, seen, db)
+  const source = sourceOf(file, seen, db, lock)
   try {
     // A value or a row larger than this is refused by name; SQLite then never hands it to us.
     db.limits.length = longestValue.bytes
@@ -98,7 +103,7 @@ export async function openSource(path: string, signal: AbortSignal): Promise<Sou
  * A POSIX lock belongs to the process: closing any descriptor of the database file or of the WAL's index would drop the
  * locks of SQLite's own connection. So there is one descriptor each, opened after the connection and closed after it.
  */
-function sourceOf(file: string, seen: string, db: DatabaseSync): Source {
+function sourceOf(file: string, seen: string, db: DatabaseSync, lock: Source['lock']): Source {
   let opened: number | undefined
   const open = () => {
     if (opened !== undefined) return opened
@@ -116,7 +121,7 @@ function sourceOf(file: string, seen: string, db: DatabaseSync): Source {
     file,
     identity: seen,
     db,
-    lock: {busyRetries: 0, maxHoldMs: 0},
+    lock,
     read: (buffer, position, bytes) => readAll(open(), buffer, bytes, position),
     readWal: (buffer, position) => wal.read(buffer, position),
     readWalIndex: buffer => index.read(buffer, 0),

@@ -11,6 +11,8 @@ export type KeptPages = {state: PageState | undefined}
 /** What a sync of one deployment has open, and may keep open for the next one: the sidecar, the source and its pages. */
 export class Held implements Disposable {
   readonly pages: KeptPages
+  /** Of the source in this run, also of one that could not be opened. */
+  readonly lock: Source['lock'] = {busyRetries: 0, maxHoldMs: 0}
   #written = new Map<string, ReadonlyMap<string, WrittenRow>>()
   readonly #stateDir: string
   readonly #deploymentId: string
@@ -49,14 +51,18 @@ export class Held implements Disposable {
 
   /** Opens the source, unless it is open and still the file that has this name. What is said of locks counts from 0. */
   async source(path: string, signal: AbortSignal): Promise<Source> {
-    if (this.#source !== undefined && isOf(path, this.#source))
-      Object.assign(this.#source.lock, {busyRetries: 0, maxHoldMs: 0})
-    else {
+    this.forgetLock()
+    if (this.#source === undefined || !isOf(path, this.#source)) {
       // Before the other one is opened: closing any descriptor of a file drops all of this process's locks on it.
       this.closeSource()
-      this.#source = await openSource(path, signal)
+      this.#source = await openSource(path, signal, this.lock)
     }
     return this.#source
+  }
+
+  /** What is said of locks counts from 0. */
+  forgetLock(): void {
+    Object.assign(this.lock, {busyRetries: 0, maxHoldMs: 0})
   }
 
   closeSource(): void {

@@ -15,7 +15,7 @@ export function rowsAfter(cut: Cut, sidecar: Sidecar): number {
 }
 
 /** What a run says of its locks: none, where it has read nothing. */
-export function lockOf(source: Source | undefined): SyncResult['lock'] {
+export function lockOf(source: Pick<Source, 'lock'> | undefined): SyncResult['lock'] {
   const {maxHoldMs, busyRetries} = source?.lock ?? {maxHoldMs: 0, busyRetries: 0}
   // Upwards: a lock that was held is never told as none, nor one beyond the budget as within it.
   return {max_hold_ms: Math.ceil(maxHoldMs * 10) / 10, busy_retries: busyRetries}

@@ -21,6 +21,8 @@ export type SessionRun = Omit<SyncRun, 'stateDir' | 'deployment' | 'pages' | 'kn
   readonly log?: Log
   /** Of the deployment's settings: what was known of others holds no more. */
   readonly settingsVersion?: bigint
+  /** Called with what a run that fails tells of its locks: it has no result to tell it. */
+  readonly onFailedLock?: (lock: SyncResult['lock']) => void
 }
 
 /**
@@ -92,6 +94,8 @@ export class Session implements Disposable {
     const known = isKnown ? this.#known : undefined
     this.#known = undefined
     this.#settled = undefined
+    // A run that fails before it comes to the source has nothing to tell of the last one's locks.
+    this.#held.forgetLock()
     try {
       const {stateDir, schemaName, clientName} = this.#place
       const deployment = known?.deployment ?? (await findDeployment(run.pool, schemaName))
@@ -119,7 +123,9 @@ export class Session implements Disposable {
       tellMissed(outcome.result, run)
       return outcome.result
     } catch (error) {
-      warnOfHold({client: this.#place.clientName, lock: lockOf(this.#held.openSource)}, run)
+      const lock = lockOf(this.#held)
+      warnOfHold({client: this.#place.clientName, lock}, run)
+      run.onFailedLock?.(lock)
       this.#held[Symbol.dispose]()
       throw error
     }
