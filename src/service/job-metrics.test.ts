@@ -28,3 +28,17 @@ test('a sync that found nothing has held its locks all the same, unless it never
   assert.deepEqual(await values(metrics.lockHold), [{value: 0.004, labels: {client: 'acme'}}])
   assert.deepEqual(await values(metrics.lockBusy), [{value: 2, labels: {client: 'acme'}}])
 })
+
+test('the hold of a lock is 0 after a sync that read without one, and has no digits that nobody measured', async () => {
+  const metrics = createMetrics()
+  const shown = async () => (await metrics.lockHold.get()).values.map(({value}) => value)
+  const after = async (max_hold_ms: number, hasRead: boolean) => {
+    const details = {hasRead, changes: [], refused: []}
+    const result = {...unchanged, details, lock: {max_hold_ms, busy_retries: 0}}
+    countSync(metrics, {result, ms: 12, isApplied: false})
+    return await shown()
+  }
+  assert.deepEqual(await after(73.8, true), [0.0738])
+  assert.deepEqual(await after(0, false), [0.0738])
+  assert.deepEqual(await after(0, true), [0])
+})

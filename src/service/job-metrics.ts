@@ -19,7 +19,7 @@ export function countSync(
   metrics.syncOperations.inc({client, status})
   metrics.conflictsUnresolved.set({client}, conflicts.pending)
   if (status === 'success' || status === 'unchanged') metrics.lastSync.set({client}, Date.now() / 1_000)
-  countLock(metrics, client, lock)
+  countLock(metrics, client, lock, details?.hasRead)
   if (status === 'unchanged') return
   metrics.syncDuration.observe({client}, ms / 1_000)
   for (const {table, code, rows} of details?.refused ?? [])
@@ -39,8 +39,10 @@ export function countSync(
 }
 
 /** Counts what a sync tells of its locks, whatever came of it. */
-export function countLock(metrics: Metrics, client: string, lock: SyncResult['lock']): void {
-  // Behind the gate nothing was read: the last lock is still the last one.
-  if (lock.max_hold_ms > 0) metrics.lockHold.set({client}, lock.max_hold_ms / 1_000)
+export function countLock(metrics: Metrics, client: string, lock: SyncResult['lock'], hasRead = false): void {
+  // Behind the gate nothing was read: the last lock is still the last one. In WAL mode a read holds none.
+  if (hasRead || lock.max_hold_ms > 0)
+    // It is in tenths of a millisecond; divided in one step it stays short.
+    metrics.lockHold.set({client}, Math.round(lock.max_hold_ms * 10) / 10_000)
   metrics.lockBusy.inc({client}, lock.busy_retries)
 }

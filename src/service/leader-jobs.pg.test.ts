@@ -282,6 +282,19 @@ describe('what is due', () => {
     assert.ok((await valueOf(jobs.metrics, 'sync_lock_busy_total', {client: client.name})) > 5)
   })
 
+  test('a file that went to WAL mode shows no hold of a lock any more', async () => {
+    await using client = await newClient()
+    await using jobs = await leadingJobs(leader)
+    const hold = () => valueOf(jobs.metrics, 'sync_lock_hold_seconds', {client: client.name})
+    await endOf(leader, await askFor(leader, client))
+    await until('its hold', async () => ((await hold()) > 0 ? true : undefined))
+    using app = new DatabaseSync(client.file)
+    app.exec('pragma journal_mode = wal')
+    mutate(client.file, chance)
+    await endOf(leader, await askFor(leader, client))
+    await until('none', async () => ((await hold()) === 0 ? true : undefined))
+  })
+
   test('a live source that was missing for long is synced as soon as it is there', async () => {
     await using client = await newClient()
     await schedule(leader, client, {schedule: 'live'})

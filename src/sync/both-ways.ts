@@ -120,6 +120,7 @@ function together(first: SyncResult, second: SyncResult): SyncResult {
     bytes: first.bytes + second.bytes,
     audit: first.audit ?? second.audit,
     details: {
+      hasRead: true,
       changes,
       refused: second.details?.refused ?? [],
       written: first.details?.written,

@@ -146,7 +146,7 @@ export class Report {
       const known = refused.get(key) ?? {table, code, rows: 0}
       refused.set(key, {...known, rows: known.rows + 1})
     }
-    return {changes: this.#changes, refused: [...refused.values()]}
+    return {hasRead: this.#source !== undefined, changes: this.#changes, refused: [...refused.values()]}
   }
 
   /** Conflicts that wait for a person, after this run. */

@@ -86,6 +86,8 @@ export type SyncRun = {
 export type TableChange = {readonly table: string; readonly upserted: number; readonly tombstoned: number}
 
 export type SyncDetails = {
+  /** False behind the gate, where nothing was read. */
+  readonly hasRead: boolean
   readonly changes: readonly TableChange[]
   /** Rows that could not be applied, by table of the target and reason. */
   readonly refused: readonly {readonly table: string; readonly code: string; readonly rows: number}[]
