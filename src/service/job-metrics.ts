@@ -46,3 +46,18 @@ export function countLock(metrics: Metrics, client: string, lock: SyncResult['lo
     metrics.lockHold.set({client}, Math.round(lock.max_hold_ms * 10) / 10_000)
   metrics.lockBusy.inc({client}, lock.busy_retries)
 }
+
+/** Shows nothing more of a client that is gone. Its counters stay: they are of what this process has done, and stand still. */
+export function forgetClient(metrics: Metrics, client: string): void {
+  for (const gauge of clientGauges(metrics)) gauge.remove({client})
+}
+
+/** A standby knows nothing of clients; who is gone meanwhile it would show for good. */
+export function forgetClients(metrics: Metrics): void {
+  for (const gauge of clientGauges(metrics)) gauge.reset()
+}
+
+function clientGauges(metrics: Metrics) {
+  const {syncLag, lockHold, lastSync, lastVerified, targetSize, conflictsUnresolved} = metrics
+  return [syncLag, lockHold, lastSync, lastVerified, targetSize, conflictsUnresolved]
+}

@@ -47,6 +47,16 @@ const mirrors = (client: LeadingClient) => assertMirror(leader.admin, schemaOf(c
 const statusesOf = ({ended}: LeadingJobs, {name}: LeadingClient) =>
   ended.filter(({client}) => client === name).map(({status}) => status)
 
+/** The gauges that show something of the client. */
+async function gaugesOf({metrics}: LeadingJobs, {name}: LeadingClient): Promise<string[]> {
+  const all = await metrics.registry.getMetricsAsJSON()
+  return all
+    .filter(
+      ({type, values}) => String(type) === 'gauge' && values.some(({labels}) => labels['client'] === name),
+    )
+    .map(({name}) => name)
+}
+
 describe('a job that is asked for', () => {
   test('is one row from the asking to the cut, with what the command would print', async () => {
     await using client = await newClient()
@@ -409,6 +419,9 @@ test('a client that goes away while it is synced takes nobody along, and is let 
   await using other = await newClient()
   await using jobs = await leadingJobs(leader)
   await endOf(leader, await askFor(leader, client))
+  await until('its gauges', async () =>
+    (await gaugesOf(jobs, client)).includes('sync_lock_hold_seconds') ? true : undefined,
+  )
   mutate(client.file, chance)
   const {tables} = await client.schema()
   const jobId = await leader.admin.begin(async tx => {
@@ -431,7 +444,14 @@ test('a client that goes away while it is synced takes nobody along, and is let 
   })
   await endOf(leader, jobId)
   await areFree(leader, [client], 10_000)
+  assert.deepEqual(await gaugesOf(jobs, client), [])
   assert.equal((await endOf(leader, await askFor(leader, other))).status, 'success')
+  await until('the gauges of the other', async () =>
+    (await gaugesOf(jobs, other)).length > 0 ? true : undefined,
+  )
+  jobs.stop.abort()
+  await jobs.over
+  assert.deepEqual(await gaugesOf(jobs, other), [], 'of one that leads no more')
 })
 
 test('a cut is told to the webhook of its client', async () => {

@@ -18,7 +18,7 @@ import {listScheduled, saveChecks, type Scheduled} from '../state/scheduled.ts'
 import type {Log} from '../telemetry/log.ts'
 import {observePool, type Metrics} from '../telemetry/metrics.ts'
 import {Freshness} from './freshness.ts'
-import {countLock} from './job-metrics.ts'
+import {countLock, forgetClient, forgetClients} from './job-metrics.ts'
 import {failureOf} from './job-orders.ts'
 import {newRunning, passes, Runs, type EndedRun, type Entry} from './job-runs.ts'
 import {pollMarks, purge} from './upkeep.ts'
@@ -87,6 +87,8 @@ export async function leadJobs(deps: LeadJobs, signal: AbortSignal): Promise<voi
     await leading.lead()
   } catch (error) {
     if (!either.aborted) throw error
+  } finally {
+    forgetClients(deps.metrics)
   }
 }
 
@@ -322,7 +324,7 @@ class Leading implements AsyncDisposable {
       waitedMs: Math.max(0, Number(job.startedAt) - Number(job.runAfter)),
       isShown: true,
     })
-    await this.#releaseIfGone(job.deploymentId)
+    await this.#releaseIfGone(job)
   }
 
   // What is due, or has changed.
@@ -413,7 +415,7 @@ class Leading implements AsyncDisposable {
   // What is known of the deployments.
 
   async #load(): Promise<void> {
-    const {pool, metrics} = this.#deps
+    const {pool} = this.#deps
     const all = await listScheduled(pool)
     const now = performance.now()
     for (const place of all) {
@@ -448,19 +450,31 @@ class Leading implements AsyncDisposable {
       else {
         this.#entries.delete(id)
         entry.following?.stop.abort()
+        this.#forgetIfGone(entry.place.clientName)
         void this.#start(async () => {
           await entry.inFlight
-          await this.#releaseIfGone(id)
+          await this.#releaseIfGone(entry.place)
         })
-        metrics.syncLag.remove({client: entry.place.clientName})
       }
     }
     this.#tickBell.ring()
   }
 
   /** Closes what we look after no more. What a job still has in hand is closed when that is over. */
-  async #releaseIfGone(id: string): Promise<void> {
-    if (!this.#entries.has(id)) await this.#workers.release(id)
+  async #releaseIfGone({
+    deploymentId,
+    clientName,
+  }: Pick<Scheduled, 'deploymentId' | 'clientName'>): Promise<void> {
+    if (this.#entries.has(deploymentId)) return
+    // What came of it has been shown once more.
+    this.#forgetIfGone(clientName)
+    await this.#workers.release(deploymentId)
+  }
+
+  /** Another client may have its name by now. */
+  #forgetIfGone(clientName: string): void {
+    for (const {place} of this.#entries.values()) if (place.clientName === clientName) return
+    forgetClient(this.#deps.metrics, clientName)
   }
 
   #scheduleOf(place: Scheduled, known: Entry | undefined): Schedule {
