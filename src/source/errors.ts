@@ -14,7 +14,7 @@ export class SourceUnreadableError extends SyncError {
   }
 }
 
-/** The source is locked by its app, or is waiting for its app to recover it; later is fine. */
+/** The source is locked by its app, is waiting for its app to recover it, or finds no memory to be read; later is fine. */
 export class SourceBusyError extends SyncError {
   override readonly name = 'SourceBusyError'
   readonly code = 'SYNC_SOURCE_BUSY'

@@ -1,11 +1,13 @@
 import assert from 'node:assert/strict'
-import {linkSync, mkdtempSync, rmSync} from 'node:fs'
+import fs, {closeSync, linkSync, mkdtempSync, openSync, rmSync, writeSync} from 'node:fs'
+import {syncBuiltinESMExports} from 'node:module'
 import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {afterAll, beforeAll, test} from 'vitest'
-import {beginRead, endRead, fingerprint, identity, isSharedWith, openSource} from './open.ts'
+import type {SourceBusyError} from './errors.ts'
+import {beginRead, endRead, explain, fingerprint, identity, isSharedWith, openSource} from './open.ts'
 
 const {signal} = new AbortController()
 
@@ -98,4 +100,52 @@ test('a file is not read by a name that its log, or its journal, does not have',
   await assert.rejects(openSource(other, signal), /has another name/)
   using source = await openSource(file, signal)
   assert.equal(source.db.prepare('select count(*) as n from note').get()?.['n'], 1)
+})
+
+test('a schema format that SQLite does not know is an error of the file', async () => {
+  const file = join(dir, 'format.db')
+  {
+    using app = new DatabaseSync(file)
+    app.exec('create table note (body)')
+  }
+  const fd = openSync(file, 'r+')
+  writeSync(fd, Buffer.from([0, 0, 0, 9]), 0, 4, 44)
+  closeSync(fd)
+  await assert.rejects(openSource(file, signal), {
+    code: 'SYNC_SOURCE_UNREADABLE',
+    message: /schema format that SQLite does not know/,
+  })
+})
+
+test('what is no error of the file stays as it is', () => {
+  const cause = Object.assign(new Error('no such column: body'), {errcode: 1})
+  assert.equal(explain('webui.db', cause), cause)
+})
+
+test('without memory to read it, a source is tried again', () => {
+  const cause = Object.assign(new Error('out of memory'), {errcode: 7})
+  const {code, retryable, message} = explain('webui.db', cause) as SourceBusyError
+  assert.deepEqual([code, retryable], ['SYNC_SOURCE_BUSY', true])
+  assert.match(message, /not enough memory/)
+})
+
+test('a disk that cannot be read is an error of the source, before SQLite has it open and after', async () => {
+  const unreadable = {code: 'SYNC_SOURCE_UNREADABLE', message: /reading failed \(EIO/}
+  // Linux has a regular file whose start cannot be read.
+  if (process.platform === 'linux') await assert.rejects(openSource('/proc/self/mem', signal), unreadable)
+  const file = join(dir, 'disk.db')
+  using app = new DatabaseSync(file)
+  app.exec('create table note (body)')
+  using source = await openSource(file, signal)
+  const {readSync} = fs
+  fs.readSync = () => {
+    throw Object.assign(new Error('EIO: i/o error, read'), {code: 'EIO', syscall: 'read'})
+  }
+  syncBuiltinESMExports()
+  try {
+    assert.throws(() => source.read(Buffer.alloc(100), 0, 100), unreadable)
+  } finally {
+    fs.readSync = readSync
+    syncBuiltinESMExports()
+  }
 })

@@ -122,9 +122,9 @@ function sourceOf(file: string, seen: string, db: DatabaseSync, lock: Source['lo
     identity: seen,
     db,
     lock,
-    read: (buffer, position, bytes) => readAll(open(), buffer, bytes, position),
-    readWal: (buffer, position) => wal.read(buffer, position),
-    readWalIndex: buffer => index.read(buffer, 0),
+    read: (buffer, position, bytes) => reading(file, () => readAll(open(), buffer, bytes, position)),
+    readWal: (buffer, position) => reading(file, () => wal.read(buffer, position)),
+    readWalIndex: buffer => reading(file, () => index.read(buffer, 0)),
     mayWriteIndex: () => mayWrite(`${file}-shm`),
     size: () => fstatSync(open()).size,
     stamp: () => {
@@ -193,6 +193,15 @@ function replaced(file: string): SourceBusyError {
   )
 }
 
+/** What the system says of a read past SQLite, which has no number of SQLite's. */
+function reading<T>(file: string, read: () => T): T {
+  try {
+    return read()
+  } catch (cause) {
+    throw unreadable(file, cause)
+  }
+}
+
 function readAll(fd: number, buffer: Buffer, bytes: number, position: number): number {
   let length = 0
   for (let n = 1; n > 0 && length < bytes; length += n)
@@ -225,7 +234,9 @@ export async function whenFree<T>(source: Source, read: () => T, signal: AbortSi
   }
 }
 
+const SQLITE_ERROR = 1
 const SQLITE_BUSY = 5
+const SQLITE_NOMEM = 7
 const SQLITE_READONLY = 8
 const SQLITE_READONLY_ROLLBACK = 776
 const SQLITE_IOERR = 10
@@ -261,6 +272,22 @@ export function explain(file: string, cause: unknown): unknown {
         'Look for a long transaction or an exclusive lock (a backup, a VACUUM, a shell) on the file and try again.',
         options,
       )
+    case SQLITE_NOMEM:
+      return new SourceBusyError(
+        file,
+        `there was not enough memory to read it (${because})`,
+        'Give the machine or the container more memory when it comes again; it is tried again.',
+        options,
+      )
+    case SQLITE_ERROR:
+      // It has no code of its own; most errors with this one are in a statement of ours.
+      if (because !== 'unsupported file format') return cause
+      return new SourceUnreadableError(
+        file,
+        `its header names a schema format that SQLite does not know (${because})`,
+        'The file is damaged or not written by SQLite: look at a copy of it; `owsync restore` rebuilds it as of the last sync.',
+        options,
+      )
     case SQLITE_READONLY:
     case SQLITE_CANTOPEN:
       return new SourceUnreadableError(
@@ -279,12 +306,7 @@ export function explain(file: string, cause: unknown): unknown {
     case SQLITE_NOTADB:
       return notADatabase(file, options)
     case SQLITE_IOERR:
-      return new SourceUnreadableError(
-        file,
-        `reading failed (${because})`,
-        'Check the disk and whether the file has been truncated; nothing was applied.',
-        options,
-      )
+      return readingFailed(file, because, options)
     default:
       return cause
   }
@@ -435,6 +457,15 @@ function notADatabase(file: string, options?: ErrorOptions): SourceUnreadableErr
   )
 }
 
+function readingFailed(file: string, because: string, options: ErrorOptions): SourceUnreadableError {
+  return new SourceUnreadableError(
+    file,
+    `reading failed (${because})`,
+    'Check the disk and whether the file has been truncated; nothing was applied.',
+    options,
+  )
+}
+
 function unreadable(file: string, cause: unknown): unknown {
   const code = cause instanceof Error && 'code' in cause ? cause.code : undefined
   const options = {cause}
@@ -455,6 +486,8 @@ function unreadable(file: string, cause: unknown): unknown {
         'Run as the user that owns the file (root for the stock image).',
         options,
       )
+    case 'EIO':
+      return readingFailed(file, 'EIO, an error of the disk or of what stands for one', options)
     case 'ERR_INVALID_ARG_VALUE':
     case 'ENAMETOOLONG':
     case 'ELOOP':
