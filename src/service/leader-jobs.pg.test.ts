@@ -47,16 +47,6 @@ const mirrors = (client: LeadingClient) => assertMirror(leader.admin, schemaOf(c
 const statusesOf = ({ended}: LeadingJobs, {name}: LeadingClient) =>
   ended.filter(({client}) => client === name).map(({status}) => status)
 
-/** The gauges that show something of the client. */
-async function gaugesOf({metrics}: LeadingJobs, {name}: LeadingClient): Promise<string[]> {
-  const all = await metrics.registry.getMetricsAsJSON()
-  return all
-    .filter(
-      ({type, values}) => String(type) === 'gauge' && values.some(({labels}) => labels['client'] === name),
-    )
-    .map(({name}) => name)
-}
-
 describe('a job that is asked for', () => {
   test('is one row from the asking to the cut, with what the command would print', async () => {
     await using client = await newClient()
@@ -281,30 +271,6 @@ describe('what is due', () => {
     assert.deepEqual(row, {last_sync_status: 'failed'})
   })
 
-  test('a sync that an app keeps from its file for long fails, and what it waited for is counted', async () => {
-    await using client = await newClient()
-    await using jobs = await leadingJobs(leader)
-    using app = new DatabaseSync(client.file)
-    app.exec('begin exclusive')
-    await askFor(leader, client)
-    await until('the failure', () => (statusesOf(jobs, client).includes('failed') ? true : undefined))
-    app.exec('rollback')
-    assert.ok((await valueOf(jobs.metrics, 'sync_lock_busy_total', {client: client.name})) > 5)
-  })
-
-  test('a file that went to WAL mode shows no hold of a lock any more', async () => {
-    await using client = await newClient()
-    await using jobs = await leadingJobs(leader)
-    const hold = () => valueOf(jobs.metrics, 'sync_lock_hold_seconds', {client: client.name})
-    await endOf(leader, await askFor(leader, client))
-    await until('its hold', async () => ((await hold()) > 0 ? true : undefined))
-    using app = new DatabaseSync(client.file)
-    app.exec('pragma journal_mode = wal')
-    mutate(client.file, chance)
-    await endOf(leader, await askFor(leader, client))
-    await until('none', async () => ((await hold()) === 0 ? true : undefined))
-  })
-
   test('a live source that was missing for long is synced as soon as it is there', async () => {
     await using client = await newClient()
     await schedule(leader, client, {schedule: 'live'})
@@ -419,9 +385,6 @@ test('a client that goes away while it is synced takes nobody along, and is let 
   await using other = await newClient()
   await using jobs = await leadingJobs(leader)
   await endOf(leader, await askFor(leader, client))
-  await until('its gauges', async () =>
-    (await gaugesOf(jobs, client)).includes('sync_lock_hold_seconds') ? true : undefined,
-  )
   mutate(client.file, chance)
   const {tables} = await client.schema()
   const jobId = await leader.admin.begin(async tx => {
@@ -444,14 +407,7 @@ test('a client that goes away while it is synced takes nobody along, and is let 
   })
   await endOf(leader, jobId)
   await areFree(leader, [client], 10_000)
-  assert.deepEqual(await gaugesOf(jobs, client), [])
   assert.equal((await endOf(leader, await askFor(leader, other))).status, 'success')
-  await until('the gauges of the other', async () =>
-    (await gaugesOf(jobs, other)).length > 0 ? true : undefined,
-  )
-  jobs.stop.abort()
-  await jobs.over
-  assert.deepEqual(await gaugesOf(jobs, other), [], 'of one that leads no more')
 })
 
 test('a cut is told to the webhook of its client', async () => {

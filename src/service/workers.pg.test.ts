@@ -1,7 +1,6 @@
 import assert from 'node:assert/strict'
 import {rmSync} from 'node:fs'
 import {join} from 'node:path'
-import {DatabaseSync} from 'node:sqlite'
 import {setTimeout as sleep} from 'node:timers/promises'
 import {afterAll, beforeAll, describe, expect, test} from 'vitest'
 import {SyncError} from '../core/errors.ts'
@@ -231,29 +230,6 @@ describe('what a run says arrives as it was', () => {
     assert.match(message, /there is no such file/)
     assert.match(next, /Check the path/)
     assert.ok((error.cause as Error).message.includes('ENOENT'))
-  })
-
-  test('how often a run that fails had to wait for a lock of the app', async () => {
-    await using client = await newClient()
-    const told: [string, number][] = []
-    await using workers = workersOf(leader, {
-      onFailedLock: (name, {busy_retries}) => told.push([name, busy_retries]),
-    })
-    using app = new DatabaseSync(client.file)
-    // Once with the file held open by the session, as it is between the runs, and once with it closed by the failure.
-    await workers.sync(client.order, signal)
-    for (let runs = 1; runs <= 2; runs++) {
-      app.exec('begin exclusive')
-      const error = await refusal(workers.sync(client.order, signal))
-      assert.ok(error instanceof SyncError && error.code === 'SYNC_SOURCE_BUSY')
-      app.exec('rollback')
-      assert.equal(told.length, runs)
-      const [name, retries] = told.at(-1)!
-      assert.ok(name === client.name && retries > 5, `${retries} retries`)
-    }
-    rmSync(client.file)
-    await refusal(workers.sync(client.order, signal))
-    assert.deepEqual(told.at(-1), [client.name, 0], 'what one run waited for is not told of the next one')
   })
 
   test('progress, while a first load runs', async () => {
