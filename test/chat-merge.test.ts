@@ -305,7 +305,8 @@ function edited(row: ChatRow, edits: readonly Edit[], who: string, later: bigint
       case 'attach':
         document['files'] = [
           ...((document['files'] as unknown[] | undefined) ?? []),
-          {name: `${edit.text} of ${who}`},
+          // Each file is one of its own: what becomes of equal ones is for the tests of unions.
+          {name: `${edit.text} of ${who}`, id: `${who}-${i}`},
         ]
         break
       case 'go to':
