@@ -30,7 +30,7 @@ export default defineConfig({
           include: ['**/*.pg.test.ts'],
           exclude: outside,
           globalSetup: ['test/postgres-server.ts'],
-          testTimeout: 300 * seconds, // several waits of a minute, each of them with its own error
+          testTimeout: 120 * seconds,
           hookTimeout: 180 * seconds,
           maxWorkers: 3, // one Postgres serves them all, often beside it on two cores; many of them wait
           sequence: {groupOrder: 1},

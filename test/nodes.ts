@@ -207,14 +207,9 @@ export async function generationOf(sql: Sql, {name}: {readonly name: string}): P
 }
 
 /** Waits until cuts of the client have been committed since. */
-export async function isSynced(
-  sql: Sql,
-  client: {readonly name: string},
-  cuts = 1n,
-  patience = patient,
-): Promise<void> {
+export async function isSynced(sql: Sql, client: {readonly name: string}, cuts = 1n): Promise<void> {
   const before = await generationOf(sql, client)
-  await expect.poll(() => generationOf(sql, client), patience).toBeGreaterThanOrEqual(before + cuts)
+  await expect.poll(() => generationOf(sql, client), patient).toBeGreaterThanOrEqual(before + cuts)
 }
 
 /**

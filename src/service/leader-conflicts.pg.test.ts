@@ -129,8 +129,7 @@ test('what is set about a client holds from its next sync on, for one that the l
   await change(
     `config = '{"conflict_resolution": {"default_strategy": "source_wins"}}', sync_interval = 3600`,
   )
-  // A hold beyond the budget is a warning, and this machine may take the processor away at any instant.
-  await using jobs = await leadingJobs(leader, {env: {LOCK_BUDGET_MS: '1000'}})
+  await using jobs = await leadingJobs(leader)
   await endOf(leader, await askFor(leader, client))
   await using editor = await editorOf(leader.admin, client.name)
   const edit = async (sql: string) => {

@@ -48,7 +48,7 @@ test('the story holds, beside a live demo and a real project, and nothing is lef
 
   const since = performance.now()
   assert.equal(await told.ended, 0, told.err())
-  const tookMs = performance.now() - since
+  assert.ok(performance.now() - since < 60_000)
   assert.deepEqual(
     told.lines.map(({step, ok}) => ({step, ok})),
     story.map(step => ({step, ok: true})),
@@ -66,13 +66,7 @@ test('the story holds, beside a live demo and a real project, and nothing is lef
   assert.ok(live.lines.some(({leader}) => /^demo-node-[ab]$/.test(String(leader))))
   await nothingIsLeft()
   assert.deepEqual(await project`select count(*) from pg_class`, before)
-  if (tookMs < 60_000) return
-  // What is promised is its time alone; other tests are beside it all the same.
-  const againAt = performance.now()
-  const alone = demo(['--once'])
-  assert.equal(await alone.ended, 0, alone.err())
-  assert.ok(performance.now() - againAt < 60_000)
-}, 300_000)
+}, 180_000)
 
 test('a demo that is killed leaves no process, and the next one removes the rest, though it is interrupted', async () => {
   const killed = demo([])
@@ -85,7 +79,7 @@ test('a demo that is killed leaves no process, and the next one removes the rest
   )
   killed.kill('SIGKILL')
   await killed.ended
-  await expect.poll(processes, {timeout: 60_000}).toEqual([])
+  await expect.poll(processes, {timeout: 10_000}).toEqual([])
   assert.equal((await runs()).length, 1)
 
   const next = demo(['--once'])
@@ -136,7 +130,7 @@ function demo(args: readonly string[], env: Readonly<Record<string, string>> = {
 
 async function nothingIsLeft(): Promise<void> {
   // The guard sees a moment later that there is nothing left to guard.
-  await expect.poll(processes, {timeout: 60_000}).toEqual([])
+  await expect.poll(processes, {timeout: 10_000}).toEqual([])
   assert.deepEqual(await runs(), [])
   await using admin = await openAdmin(await loadConfig({STATE_DIR: stateDir}), {
     applicationName: 'owsync-test',

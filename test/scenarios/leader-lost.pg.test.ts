@@ -23,9 +23,6 @@ import {isGone} from '../workers.ts'
 
 // What becomes of a leader that is killed, frozen or busy, on real processes, while a client's file keeps changing.
 
-/** One that does not end because a machine stands still for a moment. */
-const LONG_LEASE = {LEASE_DURATION: '60s', HEARTBEAT_INTERVAL: '2s'}
-
 let site: Site
 let chance: Chance
 let client: BusyClient
@@ -47,7 +44,7 @@ afterEach(async () => {
 })
 
 test('of two nodes that start at once one leads within 5 s of its start, and only that one syncs', async () => {
-  start(LONG_LEASE)
+  start()
   const leader = await leaderOf(site, nodes)
   await isSynced(site.db, client)
   assert.equal(await epochOf(site.db), 1n)
@@ -73,7 +70,7 @@ test('a leader that is stopped during a sync gives the lease back at once, and i
 })
 
 test('a leader that is killed with a cut written and not committed is followed at once', async () => {
-  start(LONG_LEASE)
+  start({LEASE_DURATION: '60s', HEARTBEAT_INTERVAL: '2s'})
   const leader = await leaderOf(site, nodes)
   const next = other(leader)
   await isSynced(site.db, client)
@@ -143,11 +140,11 @@ test('a leader that is killed in the middle of a COPY of a first load is followe
   leader.kill('SIGKILL')
   const next = other(leader)
   await expect.poll(() => leaderId(site.db), patient).toBe(next.nodeId)
-  await isSynced(site.db, large, 1n, {...patient, timeout: 180_000})
+  await isSynced(site.db, large)
   large.rest()
   await holdsAfterwards(site, [next], large)
   await holdsAfterwards(site, [next], client)
-}, 300_000)
+})
 
 test('a promotion during a long batch does not wait for it, and the batch is not committed under the old epoch', async () => {
   start()
@@ -182,7 +179,7 @@ test('a node whose event loop stands still for 5 s keeps the lease, leading or n
 })
 
 test('a node whose clock jumps back and forth keeps the lease', async () => {
-  start(LONG_LEASE, 'stepping-clock.ts')
+  start({}, 'stepping-clock.ts')
   const leader = await leaderOf(site, nodes)
   await isSynced(site.db, client, 3n)
   assert.equal(await epochOf(site.db), 1n)

@@ -34,8 +34,6 @@ test('a client whose worker dies each time rests longer and longer, is told of, 
   await writeFile(flag, '')
   await using node = startNode(site, 'node-a', {
     env: {
-      LEASE_DURATION: '60s',
-      HEARTBEAT_INTERVAL: '2s',
       NODE_OPTIONS: `--import=${preload}`,
       OWSYNC_TEST_DIES_FOR: 'poison',
       OWSYNC_TEST_DIES_WHILE: flag,
