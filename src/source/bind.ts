@@ -8,6 +8,17 @@ export function threefold(value: Value, encoding: Pragmas['encoding']): SQLInput
   return bytes === undefined ? [0, null, value as Exclude<Value, RawText>] : [1, bytes, null]
 }
 
+/** The value at a place of what {@link threefold} binds. */
+export function mark(at: number): string {
+  return `iif(?${3 * at + 1}, cast(?${3 * at + 2} as text), ?${3 * at + 3})`
+}
+
+/** Reads the value of an expression as the three that {@link mark} takes, a text always as the file's bytes. */
+export function asThreefold(value: string): string {
+  const isText = `typeof(${value}) = 'text'`
+  return `${isText}, iif(${isText}, cast(${value} as blob), null), iif(${isText}, null, ${value})`
+}
+
 /** The file's bytes of a text that would not reach it as it is: JavaScript cannot hold it, or SQLite would alter it. */
 export function neededBytes(value: Value, encoding: Pragmas['encoding']): Uint8Array | undefined {
   if (value instanceof RawText) return value.bytes

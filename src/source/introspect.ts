@@ -1,6 +1,8 @@
-import type {DatabaseSync} from 'node:sqlite'
+import type {DatabaseSync, SQLInputValue} from 'node:sqlite'
 import type {Pragmas, SchemaObject} from '../core/layout.ts'
 import {affinityOf, type Affinity} from '../core/value.ts'
+import {asThreefold} from './bind.ts'
+import {allRows, rowsBehind} from './keyset.ts'
 import {beginRead, endRead} from './open.ts'
 
 /** A column as SQLite declares it. */
@@ -19,7 +21,7 @@ export type IndexSpec = {
 }
 
 /** A column of a key, and how its index compares it: not always as the column itself is compared. */
-export type KeyPart = {readonly column: string; readonly collation: string}
+export type KeyPart = {readonly column: string; readonly collation: string; readonly descends: boolean}
 
 /** An ordinary table of a live source: the shadow tables of virtual ones are ordinary too. */
 export type TableSpec = {
@@ -109,7 +111,9 @@ function questions(db: DatabaseSync) {
     indexes: db.prepare(
       'select name, "unique" as is_unique, partial, origin from pragma_index_list(?) order by name',
     ),
-    parts: db.prepare('select name, coll from pragma_index_xinfo(?) where key = 1 order by seqno'),
+    parts: db.prepare(
+      'select name, coll, "desc" as descends from pragma_index_xinfo(?) where key = 1 order by seqno',
+    ),
   }
 }
 
@@ -146,7 +150,7 @@ function introspectTable(
   const indexes = readIndexes(ask, name)
   const [alias] = primary
   const isRowid = primary.length === 1 && alias?.type.toUpperCase() === 'INTEGER'
-  const unique = primary.length > 0 ? undefined : usableKey(db, name, indexes, required, onHold)
+  const unique = primary.length > 0 ? undefined : usableKey(db, {name, rowidName}, indexes, required, onHold)
   const key = primary.length > 0 ? primary.map(column => column.name) : (unique?.columns ?? [])
   const keptBy = unique ?? indexes.find(({origin}) => origin === 'pk')
   return {
@@ -158,7 +162,7 @@ function introspectTable(
     rowidName,
     keyedBy: primary.length > 0 ? 'primary key' : unique ? 'unique index' : 'rowid',
     key,
-    keyIndex: keptBy?.parts ?? key.map(column => ({column, collation: 'BINARY'})),
+    keyIndex: keptBy?.parts ?? key.map(column => ({column, collation: 'BINARY', descends: false})),
     columns,
     indexes: indexes.map(({name, columns}) => ({name, columns})),
   }
@@ -180,8 +184,14 @@ function readIndexes(ask: Questions, table: string): Index[] {
     origin: string
   }[]
   return list.flatMap(index => {
-    const all = ask.parts.all(index.name) as {name: string | null; coll: string}[]
-    const parts = all.flatMap(({name, coll}) => (name === null ? [] : [{column: name, collation: coll}]))
+    const all = ask.parts.all(index.name) as {
+      name: string | null
+      coll: string
+      descends: number | bigint
+    }[]
+    const parts = all.flatMap(({name, coll, descends}) =>
+      name === null ? [] : [{column: name, collation: coll, descends: Number(descends) === 1}],
+    )
     if (parts.length !== all.length || parts.length === 0) return []
     return [
       {
@@ -196,27 +206,80 @@ function readIndexes(ask: Questions, table: string): Index[] {
   })
 }
 
+type Place = Pick<TableSpec, 'name' | 'rowidName'>
+
 /** The smallest unique index over columns in which no row holds NULL; ties go to declared NOT NULL, then to the name. */
 function usableKey(
   db: DatabaseSync,
-  table: string,
+  table: Place,
   indexes: readonly Index[],
   required: ReadonlySet<string>,
   onHold: OnHold,
 ): Index | undefined {
-  const nullable = (columns: readonly string[]) => columns.filter(column => !required.has(column))
+  const nullable = ({columns}: Index) => columns.filter(column => !required.has(column))
   return indexes
     .filter(index => index.unique && !index.partial)
-    .sort(
-      (a, b) =>
-        a.columns.length - b.columns.length || nullable(a.columns).length - nullable(b.columns).length,
-    )
-    .find(index =>
-      nullable(index.columns).every(column => {
-        const nulls = `select 1 from ${ident(table)} where ${ident(column)} is null limit 1`
-        return underLock(db, onHold, () => db.prepare(nulls).get()).result === undefined
-      }),
-    )
+    .sort((a, b) => a.columns.length - b.columns.length || nullable(a).length - nullable(b).length)
+    .find(index => !holdsNull(db, table, index, nullable(index), onHold))
+}
+
+/**
+ * Whether any row holds NULL in one of these columns of an index. The index finds one in its leading column at once; for
+ * the others all rows are looked at, some at a time, each time under a lock of its own unless a transaction is open. What
+ * the app commits in between may be missed, as what it commits afterwards is.
+ */
+function holdsNull(
+  db: DatabaseSync,
+  table: Place,
+  index: Index,
+  nullable: readonly string[],
+  onHold: OnHold,
+): boolean {
+  const isNull = nullable.map(column => `${ident(column)} is null`).join(' or ')
+  const name = ident(table.name)
+  if (nullable.every(column => column === index.columns[0])) {
+    const first = `select 1 from ${name} where ${isNull} limit 1`
+    return nullable.length > 0 && underLock(db, onHold, () => db.prepare(first).get()).result !== undefined
+  }
+  // Without a collation of the app's, the index cannot be read in its order.
+  const {rowidName} = table
+  const isReadable = index.parts.every(({collation}) => builtIn.has(collation.toUpperCase()))
+  const order =
+    isReadable || rowidName === undefined
+      ? index.parts.map((part, at) => ({by: collated(part), descends: part.descends, at}))
+      : [{by: rowidName, descends: false, at: 0}]
+  const place = order.map(({by}) => asThreefold(by)).join(', ')
+  let next = [allRows(order)]
+  let isFound = false
+  let last: SQLInputValue[] = []
+  inParts(db, Infinity, onHold, (_, rows) => {
+    for (const {where, orderBy, bound} of next) {
+      const values = last.slice(0, 3 * bound)
+      const some = `from ${name} where ${where} order by ${orderBy} limit`
+      const looked = db.prepare(
+        `select count(*) as count, max(has_null) as has_null from (select ${isNull} as has_null ${some} ${rows})`,
+      )
+      const {count, has_null} = looked.get(...values) as {count: number; has_null: number | null}
+      isFound = has_null === 1
+      if (isFound) return 0
+      if (count === 0) continue
+      const edge = db.prepare(`select ${place} ${some} 1 offset ${count - 1}`)
+      edge.setReadBigInts(true)
+      edge.setReturnArrays(true)
+      last = edge.get(...values) as unknown as SQLInputValue[]
+      next = rowsBehind(order)
+      return rows
+    }
+    return 0
+  })
+  return isFound
+}
+
+const builtIn: ReadonlySet<string> = new Set(['BINARY', 'NOCASE', 'RTRIM'])
+
+/** A column of a key, compared as its index compares it. */
+export function collated({column, collation}: KeyPart): string {
+  return `${ident(column)} collate ${ident(collation)}`
 }
 
 function readPragmas(db: DatabaseSync): Pragmas {

@@ -9,9 +9,10 @@ import {
 } from '../core/canonical.ts'
 import type {Pragmas} from '../core/layout.ts'
 import {RawText, type Value} from '../core/value.ts'
-import {threefold} from './bind.ts'
+import {mark, threefold} from './bind.ts'
 import {SourceUnreadableError} from './errors.ts'
-import {ident, type TableSpec} from './introspect.ts'
+import {collated, ident, type TableSpec} from './introspect.ts'
+import {allRows, rowsBehind, type OrderTerm, type Stretch} from './keyset.ts'
 import {endRead, errcode, longestValue} from './open.ts'
 
 /** One row of a source, as read. `rowid` is 0 in a WITHOUT ROWID table. */
@@ -51,7 +52,10 @@ export class TableReader {
   /** Prepared at once, to find out whether the rows can be asked for at all. The others are when they are needed. */
   #first: StatementSync
   readonly #touch: StatementSync
-  #afterStatement: StatementSync | undefined
+  readonly #all: Stretch
+  /** What stands behind a position, the nearest rows first. */
+  readonly #behind: readonly Stretch[]
+  #behindStatements: readonly StatementSync[] | undefined
   #oneStatement: StatementSync | undefined
   #untilStatement: StatementSync | undefined
   #betweenStatement: StatementSync | undefined
@@ -72,7 +76,10 @@ export class TableReader {
     )
     this.#lead = table.withoutRowid ? table.key.length : 1
     this.#encoding = db.prepare('pragma encoding').get()?.['encoding'] as Pragmas['encoding']
-    this.#first = this.#prepare(false, '')
+    const order = this.#order()
+    this.#all = allRows(order)
+    this.#behind = rowsBehind(order)
+    this.#first = this.#prepareStretch(this.#all)
     this.#touch = db.prepare('select 1 from sqlite_schema limit 1')
   }
 
@@ -113,11 +120,9 @@ export class TableReader {
     let last = position
     let ended = true
     const since = performance.now()
-    const start = position === undefined ? [] : this.#bind(position)
-    const statement = upTo === undefined ? this.#from(position) : this.#upTo(position)
     try {
-      const rows = statement.iterate(...start, ...(upTo === undefined ? [] : [upTo]))
-      for (const row of rows as unknown as Iterable<Value[]>) {
+      const rows = upTo === undefined ? this.#from(position) : this.#upTo(position, upTo)
+      for (const row of rows as Iterable<Value[]>) {
         bytes += this.#settle(row)
         fetched.push(row)
         if (fetched.length >= budget.rows || bytes >= budget.bytes || performance.now() >= budget.endsAt) {
@@ -240,7 +245,7 @@ export class TableReader {
     const parts = values ?? rowidOf(key)
     if (parts === undefined) return []
     if (values === undefined) return table.withoutRowid ? [] : this.#one().iterate(...(parts as bigint[]))
-    this.#byKey ??= this.#prepare(false, `where ${this.#isOfKey()}`)
+    this.#byKey ??= this.#prepare(`where ${this.#isOfKey()}`)
     return this.#byKey.iterate(...this.#bindable(parts))
   }
 
@@ -250,8 +255,8 @@ export class TableReader {
    */
   #isTooBig(cause: unknown): boolean {
     if (errcode(cause) !== SQLITE_TOOBIG) return false
-    this.#first = this.#prepare(false, '')
-    this.#afterStatement = undefined
+    this.#first = this.#prepareStretch(this.#all)
+    this.#behindStatements = undefined
     this.#oneStatement = undefined
     this.#untilStatement = undefined
     this.#betweenStatement = undefined
@@ -259,39 +264,46 @@ export class TableReader {
     return true
   }
 
-  #from(position: Position | undefined): StatementSync {
-    if (position === undefined) return this.#first
-    return (this.#afterStatement ??= this.#prepare(true, ''))
+  #from(position: Position | undefined): Iterable<unknown> {
+    if (position === undefined) return this.#first.iterate()
+    this.#behindStatements ??= this.#behind.map(stretch => this.#prepareStretch(stretch))
+    const values = this.#bindable(position)
+    const [only, ...others] = this.#behindStatements
+    return others.length === 0 ? (only as StatementSync).iterate(...values) : this.#inTurn(values)
+  }
+
+  *#inTurn(values: readonly SQLInputValue[]): Generator {
+    for (const [i, statement] of (this.#behindStatements as readonly StatementSync[]).entries())
+      yield* statement.iterate(...values.slice(0, 3 * (this.#behind[i] as Stretch).bound))
   }
 
   /** Single rows by their rowids. */
   #one(): StatementSync {
-    return (this.#oneStatement ??= this.#prepare(false, `where ${this.#rowid()} = ?`))
+    return (this.#oneStatement ??= this.#prepare(`where ${this.#rowid()} = ?`))
   }
 
-  #upTo(position: Position | undefined): StatementSync {
+  #upTo(position: Position | undefined, last: bigint): Iterable<unknown> {
+    const rowid = this.#rowid()
+    const ordered = `${rowid} <= ? order by ${rowid}`
     if (position === undefined)
-      return (this.#untilStatement ??= this.#prepare(
-        false,
-        `where ${this.#rowid()} <= ? order by ${this.#rowid()}`,
-      ))
-    return (this.#betweenStatement ??= this.#prepare(
-      false,
-      `where ${this.#rowid()} > ? and ${this.#rowid()} <= ? order by ${this.#rowid()}`,
-    ))
+      return (this.#untilStatement ??= this.#prepare(`where ${ordered}`)).iterate(last)
+    this.#betweenStatement ??= this.#prepare(`where ${rowid} > ? and ${ordered}`)
+    return this.#betweenStatement.iterate(...(position as bigint[]), last)
   }
 
-  #prepare(after: boolean, where: string): StatementSync {
+  #prepareStretch({where, orderBy}: Stretch): StatementSync {
+    return this.#prepare(`where ${where} order by ${orderBy}`)
+  }
+
+  #prepare(which: string): StatementSync {
     const {name, key, withoutRowid} = this.table
     const columns = this.table.columns.map(column => ident(column.name))
-    const filter = after ? `where ${this.#isAfter()}` : where
     // A text in the key must be known exactly, or the row cannot be asked for again.
     const lead = withoutRowid
       ? key.map(name => `iif(typeof(${ident(name)}) = 'text', cast(${ident(name)} as blob), null)`)
       : [this.#rowid()]
-    const tail = where === '' ? `order by ${this.#order().join(', ')}` : ''
     const statement = this.#db.prepare(
-      `select ${[...lead, ...columns].join(', ')} from ${ident(name)} ${filter} ${tail}`,
+      `select ${[...lead, ...columns].join(', ')} from ${ident(name)} ${which}`,
     )
     statement.setReadBigInts(true)
     statement.setReturnArrays(true)
@@ -302,17 +314,14 @@ export class TableReader {
    * What the rows stand in the order of: the rowid, or the key as its index has it. By the collations of the columns
    * different keys may be equal, and none of those behind the end of a page would ever be read.
    */
-  #order(): string[] {
-    const {keyIndex, withoutRowid} = this.table
-    if (!withoutRowid) return [this.#rowid()]
-    return keyIndex.map(({column, collation}) => `${ident(column)} collate ${ident(collation)}`)
-  }
-
-  /** Behind a position, which {@link #bind} binds. */
-  #isAfter(): string {
+  #order(): OrderTerm[] {
     const {key, keyIndex, withoutRowid} = this.table
-    const marks = withoutRowid ? keyIndex.map(({column}) => mark(key.indexOf(column))) : ['?']
-    return `(${this.#order().join(', ')}) > (${marks.join(', ')})`
+    if (!withoutRowid) return [{by: this.#rowid(), descends: false, at: 0}]
+    return keyIndex.map(part => ({
+      by: collated(part),
+      descends: part.descends,
+      at: key.indexOf(part.column),
+    }))
   }
 
   /** Of a key, whose values {@link threefold} binds, and of no other one that a collation takes for equal. */
@@ -346,11 +355,6 @@ export class TableReader {
       'the columns of this table are named rowid, oid and _rowid_, so its rows have no address that can be read',
       'Rename one of these columns, or give the table an INTEGER PRIMARY KEY.',
     )
-  }
-
-  #bind(position: Position): SQLInputValue[] {
-    if (!this.table.withoutRowid) return position as bigint[]
-    return this.#bindable(position)
   }
 
   #bindable(values: readonly Value[]): SQLInputValue[] {
@@ -415,11 +419,11 @@ export class TableReader {
 
   #rawText(row: readonly Value[], at: number, text: string): Value {
     const name = (this.table.columns[at - this.#lead] as TableSpec['columns'][number]).name
-    const where = this.table.withoutRowid ? this.#isOfKey() : `${this.#rowid()} = ?`
+    const where = this.table.withoutRowid ? this.#isOfKey() : `${this.#rowid()} = ${mark(0)}`
     const statement = this.#db.prepare(
       `select cast(${ident(name)} as blob) as bytes from ${ident(this.table.name)} where ${where}`,
     )
-    const bytes = statement.get(...this.#bind(this.#positionOf(row)))?.['bytes'] as Uint8Array
+    const bytes = statement.get(...this.#bindable(this.#positionOf(row)))?.['bytes'] as Uint8Array
     return this.#isPlain(bytes, text) ? text : new RawText(bytes)
   }
 
@@ -434,14 +438,22 @@ export class TableReader {
   #oversized(last: Position | undefined): {row: RefusedRow; position: Position} {
     const {name, key, withoutRowid, columns} = this.table
     const place = withoutRowid ? key.map(ident) : [this.#rowid()]
-    const where = last === undefined ? '' : `where ${this.#isAfter()}`
     const sizes = columns.map(column => `octet_length(${ident(column.name)})`)
-    const statement = this.#db.prepare(
-      `select ${[...place, ...key.map(ident), ...sizes].join(', ')} from ${ident(name)} ${where} order by ${this.#order().join(', ')} limit 1`,
-    )
-    statement.setReadBigInts(true)
-    statement.setReturnArrays(true)
-    const found = statement.get(...(last === undefined ? [] : this.#bind(last))) as unknown as Value[]
+    const wanted = [...place, ...key.map(ident), ...sizes].join(', ')
+    const values = last === undefined ? [] : this.#bindable(last)
+    let found: Value[] = []
+    for (const {where, orderBy, bound} of last === undefined ? [this.#all] : this.#behind) {
+      const statement = this.#db.prepare(
+        `select ${wanted} from ${ident(name)} where ${where} order by ${orderBy} limit 1`,
+      )
+      statement.setReadBigInts(true)
+      statement.setReturnArrays(true)
+      const row = statement.get(...values.slice(0, 3 * bound)) as unknown as Value[] | undefined
+      if (row !== undefined) {
+        found = row
+        break
+      }
+    }
     const position = found.slice(0, place.length)
     const keyValues = found.slice(place.length, place.length + key.length)
     const rowid = withoutRowid ? 0n : (position[0] as bigint)
@@ -464,9 +476,4 @@ function rowidOf(key: string): readonly Value[] | undefined {
   const parts = partsOfKey(key)
   if (parts === undefined) return undefined
   return 'rowid' in parts ? [parts.rowid] : parts.values
-}
-
-/** The value at a place of what {@link threefold} binds. */
-function mark(at: number): string {
-  return `iif(?${3 * at + 1}, cast(?${3 * at + 2} as text), ?${3 * at + 3})`
 }
