@@ -134,7 +134,7 @@ export class TableReader {
     } catch (cause) {
       if (!this.#isTooBig(cause)) throw cause
       if (fetched.length > 0) last = this.#positionOf(fetched[fetched.length - 1] as Value[])
-      const over = this.#oversized(last)
+      const over = last === undefined ? this.#oversized([this.#all], []) : this.#oversized(this.#behind, last)
       refused.push(over.row)
       last = over.position
       ended = false
@@ -171,7 +171,8 @@ export class TableReader {
         }
       } catch (cause) {
         if (!this.#isTooBig(cause)) throw cause
-        refused.push(this.#oversized([rowid - 1n]).row)
+        const which = {where: `${this.#rowid()} = ${mark(0)}`, orderBy: this.#rowid(), bound: 1}
+        refused.push(this.#oversized([which], [rowid]).row)
       }
       if (bytes >= budget.bytes || performance.now() >= budget.endsAt) break
     }
@@ -435,14 +436,15 @@ export class TableReader {
     return Buffer.from(text, 'utf16le').equals(bytes) || Buffer.from(text, 'utf16le').swap16().equals(bytes)
   }
 
-  #oversized(last: Position | undefined): {row: RefusedRow; position: Position} {
+  /** The first row of these stretches, without its values. */
+  #oversized(stretches: readonly Stretch[], from: Position): {row: RefusedRow; position: Position} {
     const {name, key, withoutRowid, columns} = this.table
     const place = withoutRowid ? key.map(ident) : [this.#rowid()]
     const sizes = columns.map(column => `octet_length(${ident(column.name)})`)
     const wanted = [...place, ...key.map(ident), ...sizes].join(', ')
-    const values = last === undefined ? [] : this.#bindable(last)
+    const values = this.#bindable(from)
     let found: Value[] = []
-    for (const {where, orderBy, bound} of last === undefined ? [this.#all] : this.#behind) {
+    for (const {where, orderBy, bound} of stretches) {
       const statement = this.#db.prepare(
         `select ${wanted} from ${ident(name)} where ${where} order by ${orderBy} limit 1`,
       )
