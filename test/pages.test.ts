@@ -12,7 +12,7 @@ import {tmpdir} from 'node:os'
 import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
 import {setImmediate as breathe} from 'node:timers/promises'
-import {afterAll, beforeAll, test} from 'vitest'
+import {afterAll, beforeAll, describe, test} from 'vitest'
 import {seedOf} from './mutator.ts'
 import {concurrentPages, fuzzPages, newTally, PageMirror} from './page-fuzz.ts'
 
@@ -235,6 +235,85 @@ for (const isLookedAt of [false, true])
     assert.ok(upserts.length > 450, `${upserts.length} of ${result.rows}`)
     assert.deepEqual((await mirror.look('digests', 'settle')).upserts, [])
   })
+
+describe('a backup that was copied over a file is found when the log that was left beside it has gone on', () => {
+  /** Opens the file as an app that is killed in the end: a reader is the last to close it, and writes nothing back. */
+  const startApp = (file: string) => {
+    const app = new DatabaseSync(file)
+    app.exec('pragma wal_autocheckpoint = 0')
+    return {
+      commit: (times: number) => {
+        for (let i = 0; i < times; i++) app.exec(`update other set n = n + 1`)
+      },
+      checkpoint: () => {
+        app.exec('pragma wal_checkpoint(passive)')
+      },
+      kill: (mirror: PageMirror) => {
+        const last = new DatabaseSync(file, {readOnly: true})
+        last.prepare('select * from other').all()
+        app.close()
+        mirror.leave()
+        last.close()
+      },
+    }
+  }
+
+  const cases = {
+    'by the same app, started again, with more commits than before': async (file, mirror, copy) => {
+      const app = startApp(file)
+      app.commit(3)
+      await mirror.look('pages', 'settle')
+      app.kill(mirror)
+      copy()
+      startApp(file).commit(6)
+    },
+    'by an app that was killed before we looked, and once more': async (file, mirror, copy) => {
+      const first = startApp(file)
+      first.commit(1)
+      first.kill(mirror)
+      await mirror.look('pages', 'settle')
+      mirror.leave()
+      const next = startApp(file)
+      next.commit(1)
+      next.kill(mirror)
+      copy()
+    },
+    'by an app that has written some of it back': async (file, mirror, copy) => {
+      const first = startApp(file)
+      first.commit(1)
+      first.kill(mirror)
+      await mirror.look('pages', 'settle')
+      mirror.leave()
+      copy()
+      const next = startApp(file)
+      next.commit(2)
+      next.checkpoint()
+    },
+  } satisfies Record<string, (file: string, mirror: PageMirror, copy: () => void) => Promise<void>>
+
+  test.each(Object.entries(cases))('%s', async (name, happen) => {
+    const [file, backup] = [join(dir, `${name}.db`), join(dir, `${name}.backup`)]
+    {
+      using app = new DatabaseSync(file)
+      app.exec(`pragma journal_mode = wal; create table other (n); insert into other values (0);
+        create table note (body, flag); with recursive n (i) as (select 1 union all select i + 1 from n where i < 500)
+          insert into note select printf('%.*c', 100, 'x'), 1 from n`)
+    }
+    copyFileSync(file, backup)
+    {
+      using app = new DatabaseSync(file)
+      app.exec('update note set flag = 2')
+    }
+    using mirror = new PageMirror(dir, file)
+    await mirror.look('pages', 'settle')
+    await happen(file, mirror, () => {
+      copyFileSync(backup, file)
+    })
+    const {upserts} = await mirror.look('pages', 'settle')
+    assert.ok(upserts.length >= 500, `${upserts.length} rows`)
+    assert.deepEqual((await mirror.look('digests', 'settle')).upserts, [])
+  })
+})
 
 test('behind a chain that makes no sense nothing stays unseen, also when the log only grows', async () => {
   const file = join(dir, 'senseless.db')

@@ -113,8 +113,7 @@ async function readWal(
 ): Promise<{news: readonly number[] | undefined} | undefined> {
   const frames = (upTo: WalEnd, since?: WalPlace) =>
     readFrames(source.readWal, state.pageSize, upTo, since, signal)
-  const isKnown = !isFirst && isSameLog(state.wal, end) && isSameFile(state.wal.file, end)
-  let known = isKnown ? state.wal : undefined
+  let known = !isFirst && isSameLog(state.wal, end) ? state.wal : undefined
   let pages = state.walPages
   if (known !== undefined && known.frames > 0 && pages.size === 0) {
     // Which frame holds which page is known in memory only.
@@ -122,7 +121,9 @@ async function readWal(
     pages = new Map(again?.pages)
     if (again === undefined) known = undefined
   }
-  const grown = known === undefined ? undefined : await frames(end, known)
+  let grown = known === undefined ? undefined : await frames(end, known)
+  if (known !== undefined && grown !== undefined && !isSameFile(known.file, end, grown.commits))
+    grown = undefined
   const found = grown ?? (await frames(end))
   if (found === undefined) return undefined
   state.walPages = grown === undefined ? new Map(found.pages) : pages

@@ -7,7 +7,7 @@ import {setTimeout as sleep} from 'node:timers/promises'
 import {test} from 'vitest'
 import {endRead, openSource, type Source} from './open.ts'
 import {awaitCommit, beginAtEnd, isSameFile, mayBeCommitting, type SeenEnd} from './wal-end.ts'
-import {WAL_INDEX_BYTES, walEnd} from './wal.ts'
+import {readFrames, WAL_INDEX_BYTES, walEnd} from './wal.ts'
 
 const {signal} = new AbortController()
 
@@ -85,26 +85,35 @@ test('frames behind the end make nobody doubt it but those who may not write the
 test('a log is of the same file through every checkpoint, and of no other one', async () => {
   using opened = await inWal('pragma wal_autocheckpoint = 0')
   const {file, app, source} = opened
-  const look = (): SeenEnd => {
-    const end = beginAtEnd(source)
+  let log = {salt1: 0, commits: 0}
+  /** What a look sees, and how many commits the log says that it got since the look before. */
+  const look = async (): Promise<{now: SeenEnd; committed: number}> => {
+    const now = beginAtEnd(source)
     endRead(source.db)
-    assert.ok(end)
-    return end
+    assert.ok(now)
+    const frames = await readFrames(source.readWal, 4_096, now, undefined, signal)
+    assert.ok(frames)
+    const committed = frames.commits - (now.salt1 === log.salt1 ? log.commits : 0)
+    log = {salt1: now.salt1, commits: frames.commits}
+    return {now, committed}
   }
-  let last = look()
-  for (const work of ['commit', 'nothing', 'commit', 'checkpoint', 'nothing', 'commit', 'checkpoint']) {
-    if (work === 'commit') app.exec("insert into note values ('one more')")
+  let {now: last} = await look()
+  for (const work of ['commit', 'nothing', 'commits', 'checkpoint', 'nothing', 'commit', 'checkpoint']) {
+    if (work.startsWith('commit')) app.exec("insert into note values ('one more')")
+    if (work === 'commits')
+      app.exec('begin; insert into note values (hex(zeroblob(20000))); commit; delete from note')
     if (work === 'checkpoint') app.exec('pragma wal_checkpoint(passive)')
-    const now = look()
-    assert.ok(isSameFile(last.before, now), work)
+    const {now, committed} = await look()
+    assert.equal(committed, {commit: 1, commits: 3}[work] ?? 0)
+    assert.ok(isSameFile(last.before, now, committed), work)
     last = now
   }
   copyFileSync(file, `${file}.copy`)
-  assert.ok(isSameFile(last.before, look()))
+  assert.ok(isSameFile(last.before, (await look()).now, 0))
   // Another instant by the coarsest clock of a file system of Linux.
   await sleep(20)
   copyFileSync(`${file}.copy`, file)
-  const now = look()
-  assert.equal(isSameFile(last.before, now), false)
-  assert.equal(isSameFile({...now.before, commits: now.commits + 1}, now), false)
+  const {now} = await look()
+  assert.equal(isSameFile(last.before, now, 0), false)
+  assert.equal(isSameFile({...now.before, commits: now.commits + 1}, now, 0), false)
 })

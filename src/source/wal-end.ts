@@ -30,7 +30,8 @@ export function beginAtEnd(source: Source): SeenEnd | undefined {
     beginRead(source.db)
     const stamp = source.stamp()
     const end = readWalEnd(source)
-    if (end !== undefined && before !== undefined && isSameEnd(before, end) && isWhatIsSeen(source, end)) {
+    const isSame = end !== undefined && before !== undefined && isSameEnd(before, end)
+    if (isSame && before.commits === end.commits && isWhatIsSeen(source, end)) {
       const {commits, backfilled, attempted} = before
       return {...end, before: {stamp, commits, backfilled, attempted}}
     }
@@ -42,13 +43,22 @@ export function beginAtEnd(source: Source): SeenEnd | undefined {
 /**
  * Whether only the log's checkpoints can have written the file since `known`. A file that was copied over the old one
  * is taken for that by its log too, when the app was killed and has left one.
+ *
+ * @param committed how many commits the log has got since.
  */
-export function isSameFile(known: FileBefore, {before, commits, backfilled, attempted}: SeenEnd): boolean {
-  // Whoever opens a log that nobody has open makes its index anew.
-  if (commits < known.commits) return false
+export function isSameFile(
+  known: FileBefore,
+  {before, commits, backfilled, attempted}: SeenEnd,
+  committed: number,
+): boolean {
+  // Whoever opens a log that nobody has open makes its index anew, which counts from nothing, and takes all of the log for
+  // what a checkpoint may have attempted.
+  if (commits !== known.commits + committed) return false
+  if (before.stamp === known.stamp) return true
+  // An index that had counted nothing may have been made once more.
+  if (known.commits === 0) return false
   // A checkpoint says what it is about to write before it does, and then that it has.
-  const isCheckpointed = backfilled > known.backfilled || attempted > known.attempted
-  return before.stamp === known.stamp || isCheckpointed
+  return backfilled > known.backfilled || attempted > known.attempted
 }
 
 /**

@@ -30,7 +30,12 @@ export type WalPlace = {
 }
 
 /** Frames of a WAL, by the page that they hold the newest version of. */
-export type WalFrames = {readonly place: WalPlace; readonly pages: ReadonlyMap<number, number>}
+export type WalFrames = {
+  readonly place: WalPlace
+  readonly pages: ReadonlyMap<number, number>
+  /** How many commits ended in them. */
+  readonly commits: number
+}
 
 /** Bytes of the WAL's index that say where the WAL ends, and what checkpoints have done. */
 export const WAL_INDEX_BYTES = 132
@@ -110,13 +115,14 @@ export async function readFrames(
   const {salt1, salt2} = end
   const pages = new Map<number, number>()
   // The header of a log that has just begun anew is written with its first frame.
-  if (end.frames === 0) return {place: {salt1, salt2, frames: 0, sum1: 0, sum2: 0}, pages}
+  if (end.frames === 0) return {place: {salt1, salt2, frames: 0, sum1: 0, sum2: 0}, pages, commits: 0}
   const start = readStart(read, pageSize, end)
   if (start === undefined) return undefined
   const from = since === undefined || since.frames === 0 ? start.place : since
   if (from.salt1 !== salt1 || from.salt2 !== salt2 || from.frames > end.frames) return undefined
   if (from.frames > 0 && !isEndAt(read, pageSize, from)) return undefined
   let {sum1, sum2} = from
+  let commits = 0
   let frame = from.frames + 1
   const frameBytes = FRAME_HEADER_BYTES + pageSize
   const mostFrames = Math.max(1, Math.floor((1024 * 1024) / frameBytes))
@@ -132,10 +138,11 @@ export async function readFrames(
       const page = block.readUInt32BE(at)
       if (!isChained || page === 0 || !isFrameOf(block.subarray(at), page, from)) return undefined
       pages.set(page, frame)
+      if (block.readUInt32BE(at + 4) !== 0) commits++
     }
     if (frame <= end.frames) await breathe(undefined, {signal})
   }
-  return {place: {salt1, salt2, frames: end.frames, sum1, sum2}, pages}
+  return {place: {salt1, salt2, frames: end.frames, sum1, sum2}, pages, commits}
 }
 
 /** Whether the frames up to `place` are still those that were read: the last one's checksum is of all of them. */
