@@ -72,6 +72,16 @@ describe('whether a unique index can be the key of a table', () => {
     }
   })
 
+  test('is seen whatever its columns are called', () => {
+    using db = new DatabaseSync(':memory:')
+    db.exec(`create table t (id text not null, has_null, count); create unique index i on t (id, has_null, count);
+      with recursive n (i) as (select 1 union all select i + 1 from n where i < 200)
+        insert into t select 'x', iif(i = 5, null, i), i from n`)
+    assert.deepEqual(introspect(db).tables[0]?.key, [])
+    db.exec('delete from t where has_null is null')
+    assert.deepEqual(introspect(db).tables[0]?.key, ['id', 'has_null', 'count'])
+  })
+
   test('is seen some rows at a time, each time under a lock of its own', () => {
     using db = new DatabaseSync(':memory:')
     db.exec(`create table t (a text, b text); create unique index i on t (a, b);

@@ -149,7 +149,11 @@ function introspectTable(
   const required = new Set(info.filter(column => Number(column.not_null) === 1).map(column => column.name))
   const indexes = readIndexes(ask, name)
   const [alias] = primary
-  const isRowid = primary.length === 1 && alias?.type.toUpperCase() === 'INTEGER'
+  // With an index of its own a key is none: `integer primary key desc`, or a column that stands in it twice.
+  const isRowid =
+    primary.length === 1 &&
+    alias?.type.toUpperCase() === 'INTEGER' &&
+    !indexes.some(({origin}) => origin === 'pk')
   const unique = primary.length > 0 ? undefined : usableKey(db, {name, rowidName}, indexes, required, onHold)
   const key = primary.length > 0 ? primary.map(column => column.name) : (unique?.columns ?? [])
   const keptBy = unique ?? indexes.find(({origin}) => origin === 'pk')
@@ -246,8 +250,8 @@ function holdsNull(
   const isReadable = index.parts.every(({collation}) => builtIn.has(collation.toUpperCase()))
   const order =
     isReadable || rowidName === undefined
-      ? index.parts.map((part, at) => ({by: collated(part), descends: part.descends, at}))
-      : [{by: rowidName, descends: false, at: 0}]
+      ? index.parts.map((part, at) => ({by: `r.${collated(part)}`, descends: part.descends, at}))
+      : [{by: `r.${rowidName}`, descends: false, at: 0}]
   const place = order.map(({by}) => asThreefold(by)).join(', ')
   let next = [allRows(order)]
   let isFound = false
@@ -255,7 +259,8 @@ function holdsNull(
   inParts(db, Infinity, onHold, (_, rows) => {
     for (const {where, orderBy, bound} of next) {
       const values = last.slice(0, 3 * bound)
-      const some = `from ${name} where ${where} order by ${orderBy} limit`
+      // Named, or a column of the result could be taken for one of the table.
+      const some = `from ${name} as r where ${where} order by ${orderBy} limit`
       const looked = db.prepare(
         `select count(*) as count, max(has_null) as has_null from (select ${isNull} as has_null ${some} ${rows})`,
       )

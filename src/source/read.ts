@@ -300,9 +300,7 @@ export class TableReader {
     const {name, key, withoutRowid} = this.table
     const columns = this.table.columns.map(column => ident(column.name))
     // A text in the key must be known exactly, or the row cannot be asked for again.
-    const lead = withoutRowid
-      ? key.map(name => `iif(typeof(${ident(name)}) = 'text', cast(${ident(name)} as blob), null)`)
-      : [this.#rowid()]
+    const lead = withoutRowid ? key.map(bytesOfText) : [this.#rowid()]
     const statement = this.#db.prepare(
       `select ${[...lead, ...columns].join(', ')} from ${ident(name)} ${which}`,
     )
@@ -375,15 +373,17 @@ export class TableReader {
   }
 
   #key(values: readonly Value[], rowid: bigint): string {
+    return this.#keyOf(
+      this.#keyAt.map(at => values[at] as Value),
+      rowid,
+    )
+  }
+
+  #keyOf(values: readonly Value[], rowid: bigint): string {
     if (this.table.keyedBy === 'rowid') return keyOfRowid(rowid)
-    const parts: Exclude<Value, null>[] = []
-    for (const at of this.#keyAt) {
-      const value = values[at] as Value
-      if (value === null && this.table.withoutRowid) throw this.#unreachable()
-      if (value === null) return keyOfUnkeyed(rowid)
-      parts.push(value)
-    }
-    return keyOf(parts)
+    if (!values.includes(null)) return keyOf(values as Exclude<Value, null>[])
+    if (this.table.withoutRowid) throw this.#unreachable()
+    return keyOfUnkeyed(rowid)
   }
 
   /** Replaces text that JavaScript cannot hold by its bytes. Runs under the read lock of the row's statement. */
@@ -403,12 +403,14 @@ export class TableReader {
 
   /** First, because the row's other columns are asked for by it. */
   #settleKey(row: Value[]): void {
-    for (const [i, at] of this.#keyAt.entries()) {
-      const text = row[this.#lead + at] as Value
-      if (typeof text !== 'string' || !this.#isSuspect(text)) continue
-      const bytes = row[i] as Uint8Array
-      if (!this.#isPlain(bytes, text)) row[this.#lead + at] = new RawText(bytes)
-    }
+    for (const [i, at] of this.#keyAt.entries())
+      row[this.#lead + at] = this.#settled(row[this.#lead + at] as Value, row[i] as Value)
+  }
+
+  /** @param bytes of the value in the file, if it is a text. */
+  #settled(value: Value, bytes: Value): Value {
+    if (typeof value !== 'string' || !this.#isSuspect(value)) return value
+    return this.#isPlain(bytes as Uint8Array, value) ? value : new RawText(bytes as Uint8Array)
   }
 
   /** Whether the text may not be what the file holds. Two `includes` are a hundred times as fast as one expression. */
@@ -439,9 +441,9 @@ export class TableReader {
   /** The first row of these stretches, without its values. */
   #oversized(stretches: readonly Stretch[], from: Position): {row: RefusedRow; position: Position} {
     const {name, key, withoutRowid, columns} = this.table
-    const place = withoutRowid ? key.map(ident) : [this.#rowid()]
     const sizes = columns.map(column => `octet_length(${ident(column.name)})`)
-    const wanted = [...place, ...key.map(ident), ...sizes].join(', ')
+    const rowid = withoutRowid ? '0' : this.#rowid()
+    const wanted = [rowid, ...key.map(bytesOfText), ...key.map(ident), ...sizes].join(', ')
     const values = this.#bindable(from)
     let found: Value[] = []
     for (const {where, orderBy, bound} of stretches) {
@@ -456,22 +458,19 @@ export class TableReader {
         break
       }
     }
-    const position = found.slice(0, place.length)
-    const keyValues = found.slice(place.length, place.length + key.length)
-    const rowid = withoutRowid ? 0n : (position[0] as bigint)
+    const at = found[0] as bigint
+    const parts = key.map((_, i) => this.#settled(found[1 + key.length + i] as Value, found[1 + i] as Value))
+    const rowKey = this.#keyOf(parts, at)
     const large = columns
-      .map((column, i) => ({name: column.name, bytes: Number(found[place.length + key.length + i] ?? 0)}))
+      .map((column, i) => ({name: column.name, bytes: Number(found[1 + 2 * key.length + i] ?? 0)}))
       .sort((a, b) => b.bytes - a.bytes)[0]
-    const parts = keyValues.filter(value => value !== null)
-    const rowKey =
-      this.table.keyedBy === 'rowid'
-        ? keyOfRowid(rowid)
-        : parts.length < key.length
-          ? keyOfUnkeyed(rowid)
-          : keyOf(parts)
     const reason = `column ${large?.name ?? '?'} holds ${large?.bytes ?? 0} bytes, more than the ${longestValue.bytes} that can be mirrored`
-    return {row: {rowid, key: rowKey, reason}, position}
+    return {row: {rowid: at, key: rowKey, reason}, position: withoutRowid ? parts : [at]}
   }
+}
+
+function bytesOfText(column: string): string {
+  return `iif(typeof(${ident(column)}) = 'text', cast(${ident(column)} as blob), null)`
 }
 
 function rowidOf(key: string): readonly Value[] | undefined {
