@@ -26,6 +26,7 @@ import {assertMirror} from '../../test/mirror.ts'
 import {chanceOf, mutate, seedOf, type Chance} from '../../test/mutator.ts'
 import {areFree, holdingUp, workerClient} from '../../test/workers.ts'
 import {passOnce} from './leader-jobs.ts'
+import {tablesInTarget} from './rows-ahead.ts'
 import {createMetrics} from '../telemetry/metrics.ts'
 import {silentLog} from '../telemetry/log.ts'
 
@@ -177,18 +178,19 @@ describe('a job that is asked for', () => {
     await mirrors(client)
   })
 
-  test('that takes long says how far it is, table by table', async () => {
+  test('says how far it is, table by table, to the last row', async () => {
     await using client = await newClient()
     await using _ = await leadingJobs(leader)
-    const jobId = await askFor(leader, client)
-    assert.equal((await endOf(leader, jobId)).status, 'success')
-    await until('progress', async () => {
-      const tables = await readProgress(leader.host, jobId)
-      return tables.length > 0 && tables.every(({status}) => status === 'success') ? true : undefined
-    })
-    const tables = await readProgress(leader.host, jobId)
-    assert.ok(tables.some(({rowsProcessed}) => rowsProcessed > 0n))
-    for (const {table, rowsTotal, rowsProcessed} of tables) assert.equal(rowsTotal, rowsProcessed, table)
+    for (const what of ['incremental', 'verify'] as const) {
+      const {jobId} = await endOf(leader, await askFor(leader, client, what))
+      const tables = await until('the last progress', async () => {
+        const told = await readProgress(leader.host, jobId)
+        const isLast = told.every(each => each.status === 'success' && each.rowsTotal === each.rowsProcessed)
+        return isLast && told.length > 0 ? told : undefined
+      })
+      const rows = new Map(tables.map(({table, rowsProcessed}) => [table, Number(rowsProcessed)]))
+      assert.deepEqual(rows, await tablesInTarget(leader.host, client.order, AbortSignal.timeout(10_000)))
+    }
   })
 })
 

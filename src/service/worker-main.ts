@@ -10,6 +10,7 @@ import {waitForDeployment} from '../sync/lock.ts'
 import {forgetPages, Session, type Place, type SessionRun} from '../sync/session.ts'
 import {verifyDeployment} from '../sync/verify.ts'
 import type {Fields, Log} from '../telemetry/log.ts'
+import {RunProgress} from './run-progress.ts'
 import {registerWorker} from './worker-files.ts'
 import {WorkerLease} from './worker-lease.ts'
 import {
@@ -54,6 +55,7 @@ class Worker {
   #running: Promise<void> | undefined
   #progressAt = 0
   #toldAt = 0
+  readonly #untold = new RunProgress()
   #statements: StatementSeen[] = []
   #connections: PoolSeen = {open: 0, available: 0}
   #toldConnections = this.#connections
@@ -103,6 +105,7 @@ class Worker {
       case 'run': {
         const stop = new AbortController()
         this.#progressAt = performance.now()
+        this.#untold.clear()
         this.#inHand = {deploymentId: message.order.deploymentId, stop}
         this.#running = this.#run(message.order, stop.signal)
         break
@@ -152,6 +155,7 @@ class Worker {
     this.#inHand = undefined
     if (this.#lease.signal.aborted) this.#closeIdle()
     this.#economize()
+    this.#tellProgress()
     this.#tellOfDatabase()
     this.#tell(told)
   }
@@ -243,11 +247,14 @@ class Worker {
   }
 
   #progress(table: string, rows: number): void {
-    const now = performance.now()
-    this.#progressAt = now
-    if (now - this.#toldAt < PROGRESS_EVERY_MS) return
-    this.#toldAt = now
-    this.#tell({type: 'progress', table, rows})
+    this.#progressAt = performance.now()
+    this.#untold.see(table, rows)
+    if (this.#progressAt - this.#toldAt >= PROGRESS_EVERY_MS) this.#tellProgress()
+  }
+
+  #tellProgress(): void {
+    this.#toldAt = performance.now()
+    for (const [table, rows] of this.#untold.take()) this.#tell({type: 'progress', table, rows})
   }
 
   async #session(place: Omit<Place, 'stateDir'>, signal: AbortSignal): Promise<Session> {

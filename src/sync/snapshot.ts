@@ -7,11 +7,14 @@ import {TableReader, type Position, type RefusedRow, type SourceRow} from '../so
 /** A source while it is being read, with the schema it has. */
 export type Snapshot = {
   readonly spec: SourceSpec
-  /** Reads a table from its first row to its last. @returns how many rows it has. */
-  scan(
-    table: TableSpec,
-    each: {row: (row: SourceRow) => void; refused?: (row: RefusedRow) => void},
-  ): Promise<number>
+  /** Reads a table from its first row to its last, and says how far it is now and then. @returns how many rows it has. */
+  scan(table: TableSpec, visitor: Visitor): Promise<number>
+}
+
+type Visitor = {
+  readonly row: (row: SourceRow) => void
+  readonly refused?: (row: RefusedRow) => void
+  readonly onProgress?: (rows: number) => void
 }
 
 const SQLITE_ERROR = 1
@@ -44,7 +47,7 @@ export async function withSnapshot<T>(
     const spec = await readSchema(source, signal)
     const result = await work({
       spec,
-      async scan(table, {row, refused}) {
+      async scan(table, {row, refused, onProgress}) {
         const reader = new TableReader(db, table)
         let position: Position | undefined
         let count = 0
@@ -55,6 +58,7 @@ export async function withSnapshot<T>(
           for (const each of page.rows) row(each)
           for (const each of page.refused) refused?.(each)
           count += page.rows.length + page.refused.length
+          onProgress?.(count)
         } while (position !== undefined)
         return count
       },

@@ -212,20 +212,20 @@ async function readCut(
 
 async function sumSource(run: VerifyRun, snapshot: Snapshot, {pairs, findings}: Basis): Promise<void> {
   for (const {spec, sums} of pairs) {
-    let rows = 0
     await snapshot.scan(spec, {
       row: ({digest}) => {
         sums.add(digest)
-        if (++rows % PROGRESS_ROWS === 0) run.onProgress?.(spec.name, rows)
       },
+      onProgress: progressOf(run, spec),
     })
-    run.onProgress?.(spec.name, rows)
   }
   for (const finding of findings)
     if (finding.spec !== undefined) finding.rows = await snapshot.scan(finding.spec, {row: () => undefined})
 }
 
-const PROGRESS_ROWS = 5_000
+function progressOf({onProgress}: VerifyRun, {name}: TableSpec): (rows: number) => void {
+  return rows => onProgress?.(name, rows)
+}
 
 function digestsFrom(run: VerifyRun): DigestSource {
   return run.quick ? 'stored' : 'values'
@@ -244,7 +244,6 @@ async function collect(
     async snapshot => {
       for (const {spec, sums, candidates, ...rest} of suspects) {
         const wanted = new Set(differing({spec, sums, candidates, ...rest}))
-        run.onProgress?.(spec.name, 0)
         await snapshot.scan(spec, {
           row: ({key, digest}) => {
             if (wanted.has(sums.bucketOf(digest))) candidates?.addSource(key, digest)
@@ -252,6 +251,7 @@ async function collect(
           refused: ({key}) => {
             candidates?.addSource(key, undefined)
           },
+          onProgress: progressOf(run, spec),
         })
       }
     },
@@ -320,7 +320,6 @@ async function readAgain(
         const {spec, candidates} = pair
         const columns = explained.get(pair)
         if (candidates === undefined || columns === undefined) continue
-        run.onProgress?.(spec.name, 0)
         candidates.beginRead()
         await snapshot.scan(spec, {
           row: ({key, digest, values}) => {
@@ -335,6 +334,7 @@ async function readAgain(
           refused: ({key}) => {
             if (candidates.has(key)) candidates.seeAgain(key, undefined)
           },
+          onProgress: progressOf(run, spec),
         })
         candidates.endRead()
       }
