@@ -2,9 +2,11 @@ import assert from 'node:assert/strict'
 import {copyFileSync, rmSync} from 'node:fs'
 import {join} from 'node:path'
 import {DatabaseSync} from 'node:sqlite'
+import {setTimeout as sleep} from 'node:timers/promises'
 import {afterAll, beforeAll, describe, test} from 'vitest'
 import {SyncError} from '../core/errors.ts'
 import {cancelJob} from '../state/jobs.ts'
+import {listScheduled} from '../state/scheduled.ts'
 import {refusal} from '../../test/host.ts'
 import {askFor, jobsConfig, jobsOf, leadingJobs, until, type LeadingJobs} from '../../test/leading-jobs.ts'
 import {leadingHost, type LeadingClient, type LeadingHost} from '../../test/leading-host.ts'
@@ -13,6 +15,7 @@ import {chanceOf, mutate, seedOf, type Chance} from '../../test/mutator.ts'
 import {syncedHost} from '../../test/synced-host.ts'
 import {holdingUp, workerClient} from '../../test/workers.ts'
 import {JobCancelledError} from './ask-leader.ts'
+import {Freshness} from './freshness.ts'
 import {syncOnce, type SyncRequest} from './sync-once.ts'
 import {verifyOnce} from './verify-once.ts'
 
@@ -196,4 +199,27 @@ test('a node that leads no more while a sync waits for it: the command leads its
       {status: 'success', triggered_by: 'cli'},
     ],
   )
+})
+
+test('what a command has synced where no node leads is not behind for the node that comes', async () => {
+  await using m = await syncedHost()
+  const file = m.source('acme', db => {
+    db.exec('pragma journal_mode = wal; create table t (id text primary key)')
+  })
+  const {signal} = new AbortController()
+  const behindMs = async () => {
+    const [deployment] = await listScheduled(m.host)
+    const freshness = new Freshness()
+    freshness.know([deployment!])
+    await freshness.look(signal)
+    // Time goes on for what is behind.
+    await sleep(1)
+    return freshness.behindMs(deployment!.deploymentId)
+  }
+  for (const id of ['a', 'b']) {
+    m.source('acme', db => db.prepare('insert into t values (?)').run(id))
+    if (id !== 'a') assert.ok((await behindMs()) > 0)
+    await m.sync('acme', file)
+    assert.equal(await behindMs(), 0)
+  }
 })

@@ -11,6 +11,7 @@ import {readSchema} from '../source/capture.ts'
 import type {SourceSpec, TableSpec} from '../source/introspect.ts'
 import {explain, openSource, type Source} from '../source/open.ts'
 import {TableReader} from '../source/read.ts'
+import {versionSeen} from '../source/seen.ts'
 import {
   findDeployment,
   moveSource,
@@ -86,6 +87,8 @@ export async function syncOnce(
     },
     async lease => {
       const startedAt = performance.now()
+      // For the next node: it looks at files, and did not see this run.
+      const seen = await versionSeen(path)
       try {
         const {full, dryRun, accept, asDirection, onProgress} = request
         const result = await session.run(
@@ -99,6 +102,7 @@ export async function syncOnce(
             dryRun,
             accept,
             asDirection,
+            versionSeen: seen,
             ...(onProgress ? {onProgress} : {}),
           },
           lease.signal,

@@ -90,13 +90,17 @@ export class Report {
   }
 
   /** What the control schema records of this run, and tells those who wait for its cut. */
-  job(run: Pick<SyncRun, 'jobId' | 'triggeredBy'>, mode: 'full' | 'incremental'): Record<string, unknown> {
+  job(
+    run: Pick<SyncRun, 'jobId' | 'triggeredBy' | 'versionSeen'>,
+    mode: 'full' | 'incremental',
+  ): Record<string, unknown> {
     const failed = this.#refused.length > 0
     const done = this.done(mode, 0n)
     return {
       ...(run.jobId === undefined ? {} : {job_id: run.jobId}),
       sync_type: mode,
       triggered_by: run.triggeredBy ?? 'cli',
+      ...(failed || run.versionSeen === undefined ? {} : {source_version: run.versionSeen}),
       // The cut itself says which generation it has become.
       result: {
         ...done,

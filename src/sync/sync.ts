@@ -76,6 +76,8 @@ export type SyncRun = {
   readonly knownSchema?: SourceSchema | undefined
   /** The job that the cut ends, in its transaction; one that is not there yet is written with it. */
   readonly jobId?: string
+  /** What was seen of the source before the run; with the cut it is kept that this version is in the target. */
+  readonly versionSeen?: string | undefined
   /** Who asked for it; without it, the command line. */
   readonly triggeredBy?: TriggeredBy
   /** Called with the rows of a table that have been read so far; without a name, with those of all tables. */
