@@ -364,7 +364,7 @@ describe('a worker that works at one go', () => {
     const before = process.env['NODE_OPTIONS']
     process.env['NODE_OPTIONS'] = `--import=${new URL('../../test/works-on-signal.ts', import.meta.url).href}`
     try {
-      const lease = {...leader.lease, endsAt: () => performance.now() + 1_500}
+      const lease = {...leader.lease, endsAt: () => performance.now() + 3_000}
       await using workers = workersOf(leader, {lease, mostUnanswered: 4, most: 1})
       await workers.sync(client.order, signal)
       mutate(client.file, chance)
