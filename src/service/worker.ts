@@ -53,8 +53,8 @@ export type WorkerOptions = {
   /** A run without progress for longer is stopped. */
   readonly stallMs: number
   readonly log: Log
-  /** Called once, before a run that it had in hand is told as failed. */
-  readonly onEnd: (worker: Worker) => void
+  /** Called once, before a run that it had in hand is told as failed, with how it ended. */
+  readonly onEnd: (worker: Worker, how: string) => void
   /** What it has done in Postgres since the last call. What it did in its last half second is lost when it is killed. */
   readonly onDatabase?: (worker: Worker, statements: readonly StatementSeen[], pool: PoolSeen) => void
   /** What a sync that has failed tells of its locks. */
@@ -217,14 +217,13 @@ export class Worker implements AsyncDisposable {
 
   #end(how: string): void {
     this.#over.abort()
-    this.#options.onEnd(this)
+    const why = this.#why ?? how
+    this.#options.onEnd(this, why)
     for (const released of this.#releasing) released.resolve(undefined)
     const run = this.#run
     this.#run = undefined
     run?.outcome.reject(
-      run.stopping === undefined
-        ? new WorkerLostError(run.order.clientName, this.#why ?? how)
-        : run.stopping.reason,
+      run.stopping === undefined ? new WorkerLostError(run.order.clientName, why) : run.stopping.reason,
     )
   }
 

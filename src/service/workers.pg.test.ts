@@ -19,6 +19,7 @@ import {
   workerClient,
   workersOf,
 } from '../../test/workers.ts'
+import {silentLog} from '../telemetry/log.ts'
 import {createMetrics, observePool} from '../telemetry/metrics.ts'
 import type {Workers} from './workers.ts'
 
@@ -288,11 +289,14 @@ describe('a worker that dies', () => {
       some.use(await newClient('wal')),
       some.use(await newClient()),
     ]
-    const workers = some.use(workersOf(leader, {most: 1}))
+    const told: unknown[] = []
+    const log = {...silentLog, warn: (...line: unknown[]) => told.push(line)}
+    const workers = some.use(workersOf(leader, {most: 1, log}))
     for (const {order} of clients) await workers.sync(order, signal)
     const [{pid} = {pid: undefined}] = workers.states
     process.kill(pid!, 'SIGKILL')
     await expect.poll(() => workers.states, {timeout: 2_000, interval: 5}).toEqual([])
+    assert.deepEqual(told, [[{pid, deployments: 3}, 'an idle sync worker was ended by SIGKILL']])
     for (const client of clients) {
       mutate(client.file, chance)
       assert.equal((await workers.sync(client.order, signal)).status, 'success')

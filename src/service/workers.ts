@@ -244,13 +244,17 @@ export class Workers implements AsyncDisposable {
   #start(): Worker {
     const worker = new Worker({
       ...this.#options,
-      onEnd: ended => {
+      onEnd: (ended, how) => {
+        const deployments = this.#held.get(ended)?.size
         this.#workers.delete(ended)
         this.#held.delete(ended)
         this.#pools.delete(ended)
         this.#countConnections()
         // Else when its run has been told as failed, and must rest.
-        if (!this.#inHand.has(ended)) this.#dispatch()
+        if (this.#inHand.has(ended)) return
+        if (!this.#closed.signal.aborted)
+          this.#options.log.warn({pid: ended.pid, deployments}, `an idle sync worker ${how}`)
+        this.#dispatch()
       },
       onDatabase: (from, statements, pool) => {
         for (const statement of statements) this.#options.observer?.onStatement(statement)
