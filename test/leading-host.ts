@@ -1,5 +1,6 @@
 import {mkdtemp, rm} from 'node:fs/promises'
 import {join} from 'node:path'
+import {setTimeout as sleep} from 'node:timers/promises'
 import {withLease, type Lease} from '../src/cluster/lease.ts'
 import type {SourceSchema} from '../src/core/layout.ts'
 import {Fragment, fragment, join as joined, raw, type Pool, type Sql} from '../src/postgres/sql.ts'
@@ -59,7 +60,7 @@ const {signal} = new AbortController()
  */
 export type Interruption = {
   readonly at: number
-  readonly when: 'before commit' | 'after commit' | 'before statement'
+  readonly when: 'without a connection' | 'before commit' | 'after commit' | 'before statement'
 }
 
 /** What a pool that cuts a run short does it with. */
@@ -71,6 +72,11 @@ export function interrupted(pool: Pool, {at, when}: Interruption): Pool {
   const isStatement = when === 'before statement'
   const begin: Pool['begin'] = async (work, options) => {
     if (isStatement || --left !== 0) return await pool.begin(work, options)
+    if (when === 'without a connection') {
+      // As a connection that is waited for in vain; what goes on beside it has come to wait for it.
+      await sleep(500)
+      throw new InterruptedError()
+    }
     await pool.begin(async tx => {
       await work(tx)
       if (when === 'before commit') throw new InterruptedError()

@@ -3,7 +3,13 @@ import {randomBytes} from 'node:crypto'
 import {DatabaseSync} from 'node:sqlite'
 import {afterAll, afterEach, beforeAll, beforeEach, test} from 'vitest'
 import {connect} from '../postgres/connect.ts'
-import {leadingClient, leadingHost, type LeadingHost} from '../../test/leading-host.ts'
+import {
+  interrupted,
+  InterruptedError,
+  leadingClient,
+  leadingHost,
+  type LeadingHost,
+} from '../../test/leading-host.ts'
 import {assertMirror} from '../../test/mirror.ts'
 import {chunk} from './first-load.ts'
 
@@ -40,6 +46,25 @@ test('a connection that has copied its share of a chunk is not idle in its trans
   assert.equal(result.status, 'success')
   assert.ok(pauses >= 16)
   await assertMirror(admin, 'acme', client.file)
+})
+
+test('whichever of its connections it does not get, it fails and waits for nobody, and the next one goes on', async () => {
+  await using client = await leadingClient(leader, 'globex')
+  fill(client.file)
+  let failures = 0
+  for (let at = 1; ; at++) {
+    const pool = interrupted(leader.host, {at, when: 'without a connection'})
+    try {
+      assert.equal((await client.sync({pool})).status, 'success')
+      break
+    } catch (error) {
+      assert.ok(error instanceof InterruptedError, String(error))
+      failures++
+    }
+  }
+  // At least both of a chunk's.
+  assert.ok(failures > 2, `${failures} failures`)
+  await assertMirror(leader.admin, 'globex', client.file)
 })
 
 /** Many short rows, and fewer long ones: more than a chunk of either. */

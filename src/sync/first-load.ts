@@ -317,25 +317,29 @@ class Load {
     const all = Promise.all(copied.map(({promise}) => promise))
     all.catch(() => undefined) // told by the lane that failed
     sidecar.beginChunk()
-    const copy = async (tx: Tx, lane: Lane, own: PromiseWithResolvers<undefined>, signal: AbortSignal) => {
-      try {
-        const moved = await this.#copyLane(tx, readers, cursor, lane, chunkOf, complete, signal)
-        own.resolve(undefined)
-        await all
-        const isLast = cursor.left.length === 0 && lane.table === undefined
-        if (cursor.lanes.length > 1 || !isLast) return moved
-        return {...moved, ...(await this.#finish(tx, complete.splice(0)))}
-      } catch (error) {
-        end(chunkOf)
-        own.reject(error)
-        throw error
-      }
+    const copy = async (tx: Tx, lane: Lane, signal: AbortSignal, hasCopied: () => void) => {
+      const moved = await this.#copyLane(tx, readers, cursor, lane, chunkOf, complete, signal)
+      hasCopied()
+      await all
+      const isLast = cursor.left.length === 0 && lane.table === undefined
+      if (cursor.lanes.length > 1 || !isLast) return moved
+      return {...moved, ...(await this.#finish(tx, complete.splice(0)))}
     }
     await together(
       signal,
-      ...active.map((lane, i) => (signal: AbortSignal) => {
+      ...active.map((lane, i) => async (signal: AbortSignal) => {
         const own = copied[i] as PromiseWithResolvers<undefined>
-        return this.#step(tx => copy(tx, lane, own, signal), randomUUID(), signal)
+        const hasCopied = () => {
+          own.resolve(undefined)
+        }
+        try {
+          await this.#step(tx => copy(tx, lane, signal, hasCopied), randomUUID(), signal)
+        } catch (error) {
+          // Also when it got no connection: nobody may be left to wait for it.
+          end(chunkOf)
+          own.reject(error)
+          throw error
+        }
       }),
     )
     sidecar.commitChunk(this.#cutId as string)
